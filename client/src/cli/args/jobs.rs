@@ -1,0 +1,71 @@
+//! Arguments of jobs.
+
+use clap::{Args, Subcommand};
+
+use super::values::cluster_path;
+use crate::units::parse_size;
+
+#[derive(Subcommand, Debug)]
+pub enum JobCommand {
+    /// Count words: `word<TAB>count`, sorted within each part
+    Wordcount(WordcountArgs),
+    /// Find the lines that match a regular expression
+    Grep(GrepArgs),
+    /// Show which task would run where, and run nothing
+    Plan(PlanArgs),
+}
+
+/// What every job takes.
+#[derive(Args, Clone, Debug)]
+pub struct JobArgs {
+    /// Reduce tasks, each writing one part [default: as fits input and cluster]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub reducers: Option<u32>,
+    /// Cut blocks into splits of this size [default: one split a block]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub split_size: Option<u64>,
+    /// Memory of one task [default: 256m]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub task_memory: Option<u64>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(override_usage = "cairn job wordcount [OPTIONS] INPUT... OUTPUT")]
+pub struct WordcountArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Do not add up in the map tasks
+    #[arg(long)]
+    pub no_combiner: bool,
+    /// Files, directories or globs, then the directory to make
+    #[arg(required = true, num_args = 2.., value_name = "INPUT OUTPUT", value_parser = cluster_path)]
+    pub paths: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(override_usage = "cairn job grep [OPTIONS] PATTERN INPUT... OUTPUT")]
+pub struct GrepArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Write the matching lines as they come, instead of each different one with how often it occurs
+    #[arg(long)]
+    pub lines: bool,
+    /// Upper and lower case are the same
+    #[arg(short = 'i', long)]
+    pub ignore_case: bool,
+    /// A regular expression
+    #[arg(value_name = "PATTERN")]
+    pub pattern: String,
+    /// Files, directories or globs, then the directory to make
+    #[arg(required = true, num_args = 2.., value_name = "INPUT OUTPUT", value_parser = cluster_path)]
+    pub paths: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Files, directories or globs
+    #[arg(required = true, value_name = "INPUT", value_parser = cluster_path)]
+    pub paths: Vec<String>,
+}

@@ -1,0 +1,84 @@
+//! Checks of single values: what is wrong with one needs nothing but its text.
+
+use cairn_proto::{BLOCK_SIZE_UNIT, MAX_BLOCK_SIZE, MAX_REPLICATION, path};
+
+use super::files::Owner;
+use crate::units::parse_size;
+
+/// A path in the cluster; it may hold a glob.
+pub fn cluster_path(text: &str) -> Result<String, String> {
+    path::normalize(text).map_err(|error| error.to_string())
+}
+
+/// A path in the cluster, taken as it is.
+pub fn plain_path(text: &str) -> Result<String, String> {
+    cluster_path(text)
+}
+
+/// `HOST:PORT`.
+pub fn address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} is no address: write it as HOST:PORT"))?;
+    if host.is_empty() || host.contains(['/', ' ']) || port.parse::<u16>().is_err() {
+        return Err(format!("{text:?} is no address: write it as HOST:PORT"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A user or group name.
+pub fn user(text: &str) -> Result<String, String> {
+    let plain = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, '/' | ':');
+    if text.is_empty() || text.len() > 255 || !text.chars().all(plain) {
+        return Err(format!("{text:?} is no user name"));
+    }
+    Ok(text.to_owned())
+}
+
+/// `OWNER`, `OWNER:GROUP`, `:GROUP`.
+pub fn owner(text: &str) -> Result<Owner, String> {
+    let (name, group) = text.split_once(':').unwrap_or((text, ""));
+    if name.is_empty() && group.is_empty() {
+        return Err(format!("{text:?} names neither owner nor group"));
+    }
+    for part in [name, group] {
+        if !part.is_empty() {
+            user(part)?;
+        }
+    }
+    Ok(Owner { user: name.to_owned(), group: group.to_owned() })
+}
+
+/// `/rack1`, `/dc1/rack2`.
+pub fn rack(text: &str) -> Result<String, String> {
+    match path::normalize(text) {
+        Ok(rack) if rack != "/" => Ok(rack),
+        _ => Err(format!("{text:?} is no rack: write it like /rack1")),
+    }
+}
+
+/// 1 to 512.
+pub fn replication(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(number) if (1..=MAX_REPLICATION).contains(&number) => Ok(number),
+        _ => Err(format!("replication {text} is outside 1 to {MAX_REPLICATION}")),
+    }
+}
+
+/// A multiple of 512 that a namenode could accept.
+pub fn block_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes == 0 || bytes % BLOCK_SIZE_UNIT != 0 {
+        return Err(format!("block size {bytes} is no multiple of {BLOCK_SIZE_UNIT}"));
+    }
+    if bytes > MAX_BLOCK_SIZE {
+        return Err(format!("block size {bytes} is more than {MAX_BLOCK_SIZE} (16g)"));
+    }
+    Ok(bytes)
+}
+
+/// `KEY=VALUE`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(format!("{text:?} is no setting: write it as KEY=VALUE")),
+    }
+}

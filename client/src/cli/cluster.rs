@@ -1,0 +1,366 @@
+//! A whole cluster on this machine: one child process per role, each with a log of its own.
+//!
+//! # Crash
+//! Children are told this process's id and die with it, so `kill -9` of the parent leaves none behind. A child that dies is reported and
+//! left dead: the first line of its log says how to start it again, and a child started by hand follows nobody.
+//!
+//! # Cancellation
+//! Dropping a [`Cluster`] kills its children at once; [`Cluster::stop`] ends them in order.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_client::fs::{ClientSettings, ErrorCode, FileSystem, NodeState};
+use cairn_common::{Env, process};
+use tokio::process::{Child, Command};
+
+use crate::output::{Outcome, failure};
+use crate::show::{LocalDatanodeJson, LocalJson, LocalNamenodeJson};
+use crate::stream::local_error;
+
+/// Tells a child whose end is its own.
+const PARENT: &str = "CAIRN_PARENT";
+/// The namenode's port if nobody says.
+const BASE_PORT: u16 = 8020;
+/// Datanodes listen on this many ports above.
+const DATANODE_PORT: u16 = 10;
+/// A cluster that is not ready by then never will be.
+const START_LIMIT_MS: u64 = 60_000;
+/// A child that has not ended by then is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// In a child of [`Cluster::start`]: die when the parent does. Call it first of all, on the main thread.
+pub fn follow_parent() {
+    let Some(parent) = std::env::var(PARENT).ok().and_then(|text| text.parse::<i32>().ok()) else { return };
+    process::die_with_parent();
+    // It may have died before that call: then we belong to somebody else already.
+    let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    if now != parent {
+        std::process::exit(1);
+    }
+}
+
+/// What a cluster shall be like.
+pub struct Plan {
+    pub dir: PathBuf,
+    pub datanodes: u16,
+    pub racks: u16,
+    /// `None`: 8020; 0: whatever is free.
+    pub base_port: Option<u16>,
+    /// Flags for every child: `--config`, `--set`.
+    pub flags: Vec<String>,
+}
+
+struct Member {
+    name: String,
+    address: SocketAddr,
+    rack: String,
+    dir: PathBuf,
+    log: PathBuf,
+    child: Child,
+    pid: u32,
+    /// Its end was reported.
+    ended: bool,
+}
+
+/// A running cluster.
+pub struct Cluster {
+    env: Env,
+    /// The namenode first.
+    members: Vec<Member>,
+    /// Held as long as the folder is in use.
+    _lock: Box<dyn cairn_common::durable::Lock>,
+}
+
+impl Cluster {
+    /// Makes the folders and takes the lock; nothing runs yet.
+    pub fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
+        Ok(Self { env: env.clone(), members: Vec::new(), _lock: prepare(env, &plan.dir)? })
+    }
+
+    /// Starts all children and returns when the namenode is out of safe mode and every datanode is registered. Whether this ends well,
+    /// badly or not at all: [`Cluster::stop`] ends what runs.
+    pub async fn start(&mut self, plan: &Plan) -> Outcome {
+        let (namenode, datanodes) = addresses(plan)?;
+        self.bring_up(plan, namenode, &datanodes).await
+    }
+
+    async fn bring_up(&mut self, plan: &Plan, namenode: SocketAddr, datanodes: &[SocketAddr]) -> Outcome {
+        let args = vec!["namenode".into(), "--listen".into(), namenode.to_string()];
+        self.spawn(plan, "namenode", namenode, "", args)?;
+        for (at, address) in datanodes.iter().enumerate() {
+            let name = format!("dn{}", at + 1);
+            let rack = format!("/rack{}", at % usize::from(plan.racks) + 1);
+            let args = ["datanode", "--namenode", &namenode.to_string(), "--listen", &address.to_string()];
+            let named = ["--name", &name, "--rack", &rack];
+            let args = args.iter().chain(&named).map(|arg| (*arg).to_owned()).collect();
+            self.spawn(plan, &name, *address, &rack, args)?;
+        }
+        self.wait_until_ready().await
+    }
+
+    fn spawn(&mut self, plan: &Plan, name: &str, address: SocketAddr, rack: &str, mut args: Vec<String>) -> Outcome {
+        let dir = plan.dir.join(name);
+        args.extend(["--dir".into(), dir.display().to_string()]);
+        args.extend(plan.flags.iter().cloned());
+        let program = std::env::current_exe()
+            .map_err(|error| failure(ErrorCode::Io, format!("cannot find this program itself: {error}")))?;
+        let log = plan.dir.join("logs").join(format!("{name}.log"));
+        let by_hand = command_line(&program, &args);
+        let output = open_log(&self.env, &log, &by_hand).map_err(|error| local_error("cannot write", &log, &error))?;
+        let errors = output.try_clone().map_err(|error| local_error("cannot write", &log, &error))?;
+        let mut command = Command::new(&program);
+        // A group of its own: Ctrl-C in the terminal is for the parent, which ends its children in order.
+        command.args(&args).env(PARENT, std::process::id().to_string()).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let child = command
+            .spawn()
+            .map_err(|error| failure(ErrorCode::Io, format!("cannot start {}: {error}", program.display())))?;
+        let pid = child.id().unwrap_or(0);
+        let (name, rack) = (name.to_owned(), rack.to_owned());
+        self.members.push(Member { name, address, rack, dir, log, child, pid, ended: false });
+        Ok(())
+    }
+
+    async fn wait_until_ready(&mut self) -> Outcome {
+        let deadline_ms = self.env.clock.mono_ms() + START_LIMIT_MS;
+        let mut fs = None;
+        let mut waits_for = "the namenode".to_owned();
+        loop {
+            if let Some((name, how)) = self.newly_ended().into_iter().next() {
+                let log = self.members.iter().find(|member| member.name == name).map(|member| member.log.clone());
+                let said = log.and_then(|log| last_complaint(&log)).unwrap_or(how);
+                return Err(failure(ErrorCode::Internal, format!("{name} did not start: {said}")));
+            }
+            if self.env.clock.mono_ms() > deadline_ms {
+                let text = format!("the cluster is not ready after a minute: it waits for {waits_for}");
+                return Err(failure(ErrorCode::TimedOut, text));
+            }
+            if fs.is_none() {
+                fs = self.connect_once().await;
+            }
+            if let Some(fs) = &fs {
+                match fs.cluster_report().await {
+                    Ok(report) => {
+                        let live = report.nodes.iter().filter(|node| node.state() == NodeState::Live).count();
+                        let wanted = self.members.len() - 1;
+                        if live >= wanted && !report.safemode {
+                            return Ok(());
+                        }
+                        let datanodes = format!("{} of {wanted} datanodes", wanted.saturating_sub(live));
+                        waits_for = if live < wanted { datanodes } else { report.safemode_reason };
+                    }
+                    Err(error) => waits_for = error.to_string(),
+                }
+            }
+            self.env.clock.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Dials only once something listens: the client's own repetition is too patient for a start in half a second.
+    async fn connect_once(&self) -> Option<FileSystem> {
+        let address = self.namenode_address();
+        let dialled = self.env.net.connect(&address, Duration::from_millis(500)).await;
+        drop(dialled.ok()?);
+        FileSystem::connect(self.env.clone(), ClientSettings::at(address)).await.ok()
+    }
+
+    /// `HOST:PORT`.
+    pub fn namenode_address(&self) -> String {
+        self.members[0].address.to_string()
+    }
+
+    /// Names of children that have ended since the last call, and how.
+    pub fn newly_ended(&mut self) -> Vec<(String, String)> {
+        let mut ended = Vec::new();
+        for member in self.members.iter_mut().filter(|member| !member.ended) {
+            if let Ok(Some(status)) = member.child.try_wait() {
+                member.ended = true;
+                ended.push((member.name.clone(), status.to_string()));
+            }
+        }
+        ended
+    }
+
+    /// Where a child's log is.
+    pub fn log_of(&self, name: &str) -> String {
+        let found = self.members.iter().find(|member| member.name == name);
+        found.map_or(String::new(), |member| member.log.display().to_string())
+    }
+
+    /// Ends the datanodes, then the namenode, and waits for them; kills what does not end.
+    pub async fn stop(mut self) {
+        let namenode_last = [1..self.members.len(), 0..self.members.len().min(1)];
+        for range in namenode_last {
+            for member in &self.members[range.clone()] {
+                if let Some(pid) = running(member) {
+                    // One that is gone meanwhile needs no signal.
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+            }
+            let clock = self.env.clock.clone();
+            let wait = async {
+                for member in &mut self.members[range.clone()] {
+                    let _ = member.child.wait().await;
+                }
+            };
+            if clock.timeout(STOP_LIMIT, wait).await.is_err() {
+                for member in &mut self.members[range] {
+                    // Waits for the end, too.
+                    let _ = member.child.kill().await;
+                }
+            }
+        }
+    }
+
+    /// The line that `local --json` prints.
+    pub fn describe(&self) -> LocalJson {
+        let mut datanodes = Vec::new();
+        for member in &self.members[1..] {
+            datanodes.push(LocalDatanodeJson {
+                id: member.name.clone(),
+                addr: member.address.to_string(),
+                rack: member.rack.clone(),
+                dir: member.dir.display().to_string(),
+                pid: member.pid,
+            });
+        }
+        let namenode = &self.members[0];
+        LocalJson {
+            namenode: LocalNamenodeJson {
+                rpc: namenode.address.to_string(),
+                http: String::new(),
+                pid: namenode.pid,
+                dir: namenode.dir.display().to_string(),
+            },
+            datanodes,
+        }
+    }
+}
+
+fn running(member: &Member) -> Option<rustix::process::Pid> {
+    member.child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
+}
+
+/// Makes the folders and takes the lock.
+fn prepare(env: &Env, dir: &Path) -> Outcome<Box<dyn cairn_common::durable::Lock>> {
+    let wrong = |error: std::io::Error| local_error("cannot use", dir, &error);
+    env.fs.create_dir_all(&dir.join("logs")).map_err(wrong)?;
+    match env.fs.lock(&dir.join("local.lock")).map_err(wrong)? {
+        Some(lock) => Ok(lock),
+        None => Err(failure(ErrorCode::Io, format!("another `cairn local` runs in {}", dir.display()))),
+    }
+}
+
+/// The namenode's address and the datanodes', each datanode with an address of its own.
+fn addresses(plan: &Plan) -> Outcome<(SocketAddr, Vec<SocketAddr>)> {
+    let host = |at: u16| Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(at));
+    let (namenode_port, datanode_port) = match plan.base_port.unwrap_or(BASE_PORT) {
+        0 => (0, 0),
+        base => (base, base + DATANODE_PORT),
+    };
+    // All are held until all are found, so that no port is found twice.
+    let mut held = Vec::new();
+    for at in 0..=plan.datanodes {
+        let wanted = SocketAddr::from((host(at), if at == 0 { namenode_port } else { datanode_port }));
+        let listener = TcpListener::bind(wanted).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                let text = format!("{wanted} is in use: choose other ports with --base-port (0: any that are free)");
+                failure(ErrorCode::InvalidArgument, text)
+            }
+            _ => failure(ErrorCode::Io, format!("cannot listen on {wanted}: {error}")),
+        })?;
+        held.push(listener);
+    }
+    let found: std::io::Result<Vec<SocketAddr>> = held.iter().map(TcpListener::local_addr).collect();
+    let mut found = found.map_err(|error| failure(ErrorCode::Io, format!("cannot listen: {error}")))?;
+    let namenode = found.remove(0);
+    Ok((namenode, found))
+}
+
+/// A fresh log; the one of the last run is kept beside it. Its first line is the command.
+fn open_log(env: &Env, log: &Path, by_hand: &str) -> std::io::Result<std::fs::File> {
+    let fs = Arc::clone(&env.fs);
+    if fs.metadata(log)?.is_some() {
+        fs.rename(log, &log.with_extension("log.1"))?;
+    }
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(log)?;
+    std::io::Write::write_all(&mut file, format!("{by_hand}\n").as_bytes())?;
+    Ok(file)
+}
+
+/// The command as a shell takes it.
+fn command_line(program: &Path, args: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    let quote = |text: &str| {
+        if !text.is_empty() && text.chars().all(plain) {
+            text.to_owned()
+        } else {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+    };
+    let mut words = vec![quote(&program.display().to_string())];
+    words.extend(args.iter().map(|arg| quote(arg)));
+    words.join(" ")
+}
+
+/// What a child said last on its way out.
+fn last_complaint(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    let lines: Vec<&str> = text.lines().skip(1).filter(|line| !line.trim().is_empty()).collect();
+    let complaint = lines.iter().rev().find_map(|line| line.strip_prefix("cairn: "));
+    complaint.or(lines.last().copied()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_pasted_into_a_shell() {
+        let args = ["datanode".to_owned(), "--dir".into(), "/tmp/a b/it's".into(), String::new()];
+        let line = command_line(Path::new("/usr/bin/cairn"), &args);
+        assert_eq!(line, r"/usr/bin/cairn datanode --dir '/tmp/a b/it'\''s' ''");
+    }
+
+    #[test]
+    fn free_ports_differ_and_a_taken_one_is_named() {
+        let plan =
+            |base| Plan { dir: PathBuf::new(), datanodes: 3, racks: 2, base_port: Some(base), flags: Vec::new() };
+        let (namenode, datanodes) = addresses(&plan(0)).unwrap();
+        assert_eq!(namenode.ip(), Ipv4Addr::LOCALHOST);
+        assert_eq!(datanodes[2].ip(), Ipv4Addr::new(127, 0, 0, 4));
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let Err(crate::output::Failure::Error(error)) = addresses(&plan(port)) else { panic!() };
+        assert!(error.message().contains("--base-port"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_has_one_cluster() {
+        let env = Env::system();
+        let dir = tempfile::tempdir().unwrap();
+        let held = prepare(&env, dir.path()).unwrap();
+        assert!(prepare(&env, dir.path()).is_err());
+        drop(held);
+        assert!(prepare(&env, dir.path()).is_ok());
+    }
+
+    #[test]
+    fn the_log_begins_with_the_command_and_ends_with_the_reason() {
+        let env = Env::system();
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dn1.log");
+        for _ in 0..2 {
+            let mut file = open_log(&env, &log, "cairn datanode").unwrap();
+            std::io::Write::write_all(&mut file, b"INFO x\ncairn: the disk is full\n").unwrap();
+        }
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert!(text.starts_with("cairn datanode\n") && text.matches("INFO").count() == 1);
+        assert_eq!(last_complaint(&log).as_deref(), Some("the disk is full"));
+    }
+}

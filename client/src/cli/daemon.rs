@@ -1,0 +1,87 @@
+//! `namenode`, `datanode`: one role in this process until a signal ends it.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use cairn_client::fs::Result;
+use cairn_common::process;
+use cairn_datanode::{Datanode, DatanodeSettings, Extras};
+use cairn_namenode::{Namenode, NamenodeSettings};
+
+use crate::args::{DatanodeArgs, NamenodeArgs};
+use crate::context::Context;
+use crate::output::Outcome;
+
+/// `None`: a signal came first.
+async fn unless_stopped<T>(
+    start: impl Future<Output = Result<T>>,
+    stop: impl Future<Output = ()>,
+) -> Result<Option<T>> {
+    tokio::select! {
+        biased;
+        () = stop => Ok(None),
+        started = start => started.map(Some),
+    }
+}
+
+fn given<T>(setting: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *setting = value;
+    }
+}
+
+fn given_dirs(setting: &mut Vec<PathBuf>, flag: &[PathBuf]) {
+    if !flag.is_empty() {
+        *setting = flag.to_vec();
+    }
+}
+
+/// `namenode`
+pub async fn namenode(context: &Context, args: &NamenodeArgs) -> Outcome {
+    let mut settings: NamenodeSettings = context.config.table("namenode", &NamenodeSettings::default())?;
+    given_dirs(&mut settings.dirs, &args.dir);
+    given(&mut settings.listen, args.listen.clone());
+    settings.http = args.http.clone().or(settings.http);
+    settings.accept_missing_dir |= args.accept_missing_dir;
+    settings.insecure |= args.insecure;
+    settings.validate()?;
+    let mut stop = std::pin::pin!(process::shutdown_signal());
+    let Some(running) = unless_stopped(Namenode::start(context.env.clone(), settings), &mut stop).await? else {
+        return Ok(());
+    };
+    tokio::select! {
+        biased;
+        () = stop => Ok(running.shutdown().await?),
+        error = running.failed() => Err(error.into()),
+    }
+}
+
+/// `datanode`
+pub async fn datanode(context: &Context, args: &DatanodeArgs) -> Outcome {
+    let mut settings: DatanodeSettings = context.config.table("datanode", &DatanodeSettings::default())?;
+    given(&mut settings.namenode, context.global.namenode.clone());
+    given_dirs(&mut settings.dirs, &args.dir);
+    given(&mut settings.listen, args.listen.clone());
+    settings.http = args.http.clone().or(settings.http);
+    settings.host = args.name.clone().or(settings.host);
+    given(&mut settings.rack, args.rack.clone());
+    settings.capacity_bytes = args.capacity.or(settings.capacity_bytes);
+    given(&mut settings.task_slots, args.slots);
+    settings.insecure |= args.insecure;
+    settings.allow_jobs |= args.allow_jobs;
+    settings.validate()?;
+    let mut stop = std::pin::pin!(process::shutdown_signal());
+    let Some(running) =
+        unless_stopped(Datanode::start(context.env.clone(), settings, Extras::default()), &mut stop).await?
+    else {
+        return Ok(());
+    };
+    tokio::select! {
+        biased;
+        () = stop => {
+            running.shutdown().await;
+            Ok(())
+        }
+        error = running.failed() => Err(error.into()),
+    }
+}

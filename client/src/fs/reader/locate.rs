@@ -1,0 +1,170 @@
+//! Where the blocks of an opened file lie, fetched in batches and remembered.
+
+use std::sync::Mutex;
+
+use cairn_proto::{Error, ErrorCode, Result};
+
+use super::super::datanode::{block_name, node_name};
+use super::super::namenode::lock;
+use super::super::{FileKind, FileStatus, FileSystem, LocatedBlock, ReplicaState};
+
+/// Blocks whose locations are asked for at once.
+const BLOCKS_PER_BATCH: u64 = 64;
+/// The first batch is asked for before the block size is known.
+const FIRST_BATCH_BYTES: u64 = BLOCKS_PER_BATCH * cairn_proto::DEFAULT_BLOCK_SIZE;
+
+/// A file as it was when it was opened.
+pub(super) struct OpenedFile {
+    pub(super) fs: FileSystem,
+    pub(super) path: String,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    status: FileStatus,
+    /// Bytes that can be read.
+    length: u64,
+    /// Sorted by offset; a part of the file's.
+    blocks: Vec<LocatedBlock>,
+}
+
+impl OpenedFile {
+    pub(super) async fn open(fs: FileSystem, path: &str) -> Result<Self> {
+        let path = cairn_proto::path::normalize(path)?;
+        let known = look(&fs, &path).await?;
+        Ok(Self { fs, path, known: Mutex::new(known) })
+    }
+
+    pub(super) fn status(&self) -> FileStatus {
+        lock(&self.known).status.clone()
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        lock(&self.known).length
+    }
+
+    /// Looks again how long the file is.
+    pub(super) async fn refresh(&self) -> Result<u64> {
+        let fresh = look(&self.fs, &self.path).await?;
+        self.check_same(&fresh.status)?;
+        let mut known = lock(&self.known);
+        *known = fresh;
+        Ok(known.length)
+    }
+
+    fn check_same(&self, status: &FileStatus) -> Result<()> {
+        if status.inode == lock(&self.known).status.inode {
+            return Ok(());
+        }
+        let text = format!("{} was replaced by another file while it was read", self.path);
+        Err(Error::new(ErrorCode::FileNotFound, text).with_subject(&self.path))
+    }
+
+    /// The block that holds `offset`, which lies inside the file.
+    pub(super) async fn block_at(&self, offset: u64) -> Result<LocatedBlock> {
+        if let Some(block) = self.cached(offset) {
+            return Ok(block);
+        }
+        let batch = BLOCKS_PER_BATCH * lock(&self.known).status.block_size.max(1);
+        let (status, blocks) = self.fs.locate(&self.path, offset, batch).await?;
+        self.check_same(&status)?;
+        lock(&self.known).merge(blocks);
+        self.cached(offset).ok_or_else(|| {
+            let text = format!("{}: the namenode names no block at {offset}", self.path);
+            Error::new(ErrorCode::BlockNotFound, text).with_subject(&self.path)
+        })
+    }
+
+    fn cached(&self, offset: u64) -> Option<LocatedBlock> {
+        let known = lock(&self.known);
+        let after = known.blocks.partition_point(|block| block.offset <= offset);
+        let block = &known.blocks[after.checked_sub(1)?];
+        (offset < block.offset + block.length).then(|| block.clone())
+    }
+
+    /// The same block with its replicas as they are now.
+    pub(super) async fn locate_again(&self, old: &LocatedBlock) -> Result<LocatedBlock> {
+        // The offset of a block of an open file may have been counted by us: all of its blocks are looked through.
+        let (offset, length) = if self.status().open { (0, 0) } else { (old.offset, 1) };
+        let (status, blocks) = self.fs.locate(&self.path, offset, length).await?;
+        self.check_same(&status)?;
+        let id = |block: &LocatedBlock| block.block.as_ref().map(|block| block.id);
+        let Some(found) = blocks.into_iter().find(|block| id(block) == id(old)) else {
+            let name = old.block.as_ref().map(block_name).unwrap_or_default();
+            let text = format!("{} holds {name} no more", self.path);
+            return Err(Error::new(ErrorCode::BlockNotFound, text).with_subject(&self.path));
+        };
+        let fresh = LocatedBlock { offset: old.offset, length: old.length, ..found };
+        lock(&self.known).merge(vec![fresh.clone()]);
+        Ok(fresh)
+    }
+}
+
+impl Known {
+    fn merge(&mut self, blocks: Vec<LocatedBlock>) {
+        for block in blocks {
+            match self.blocks.binary_search_by_key(&block.offset, |known| known.offset) {
+                Ok(at) => self.blocks[at] = block,
+                Err(at) => self.blocks.insert(at, block),
+            }
+        }
+    }
+}
+
+async fn look(fs: &FileSystem, path: &str) -> Result<Known> {
+    let (status, blocks) = fs.locate(path, 0, FIRST_BATCH_BYTES).await?;
+    if status.kind() == FileKind::Directory {
+        return Err(Error::new(ErrorCode::NotAFile, format!("{path} is a directory")).with_subject(path));
+    }
+    if !status.open {
+        let length = status.length;
+        return Ok(Known { status, length, blocks });
+    }
+    let (status, blocks) = fs.locate(path, 0, 0).await?;
+    let (length, blocks) = measure(fs, path, blocks).await?;
+    Ok(Known { status, length, blocks })
+}
+
+/// The length of a file that is being written: the namenode knows that of finished blocks, the datanodes that of the others.
+async fn measure(fs: &FileSystem, path: &str, blocks: Vec<LocatedBlock>) -> Result<(u64, Vec<LocatedBlock>)> {
+    let mut length = 0;
+    let mut measured = Vec::with_capacity(blocks.len());
+    let mut last = false;
+    for mut block in blocks {
+        if last {
+            break;
+        }
+        if !block.complete {
+            let (visible, finalized) = visible_length(fs, path, &block).await?;
+            block.length = visible;
+            // What lies behind a block that still grows cannot be visible.
+            last = !finalized;
+        }
+        block.offset = length;
+        length += block.length;
+        if block.length > 0 {
+            measured.push(block);
+        }
+    }
+    Ok((length, measured))
+}
+
+async fn visible_length(fs: &FileSystem, path: &str, located: &LocatedBlock) -> Result<(u64, bool)> {
+    let block = located.block.clone().unwrap_or_default();
+    let mut failure = None;
+    for replica in fs.inner.datanodes.in_order(&located.replicas) {
+        match fs.inner.datanodes.info(&replica, &block, false).await {
+            Ok(info) => return Ok((info.length, info.state() == ReplicaState::Finalized)),
+            // Its pipeline is not open yet.
+            Err(error) if error.code() == ErrorCode::BlockNotFound => {}
+            Err(error) => failure = Some(format!("{}: {error}", node_name(&replica))),
+        }
+    }
+    match failure {
+        None => Ok((0, false)),
+        Some(why) => {
+            let text = format!("cannot tell how long {path} is: {} is being written, and {why}", block_name(&block));
+            Err(Error::new(ErrorCode::Unreachable, text).with_subject(path))
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What a job would do: its splits, its nodes, and which task would run where and why.
+
+use cairn_proto::{Error, ErrorCode, Result};
+use serde::Serialize;
+
+use super::report::Locality;
+use super::scheduler::{NodeInfo, Scheduler};
+use super::spec::JobSpec;
+use super::splits::{self, PlannedSplit};
+use crate::fs::{FileSystem, NodeState};
+
+/// Input per reducer that the default aims at.
+const BYTES_PER_REDUCER: u64 = 128 << 20;
+
+/// All that is known before the first task.
+pub(super) struct Prepared {
+    pub splits: Vec<PlannedSplit>,
+    pub nodes: Vec<NodeInfo>,
+    pub reducers: u32,
+    pub cluster_id: String,
+}
+
+/// Looks at the input and at the cluster.
+pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared> {
+    let files = splits::input_files(fs, &spec.inputs).await?;
+    let splits = splits::plan_splits(fs, &files, spec.split_bytes).await?;
+    let cluster_id = fs.server_defaults().await?.cluster_id.clone();
+    let report = fs.cluster_report().await?;
+    let live = report.nodes.into_iter().filter(|node| node.state() == NodeState::Live && node.task_slots > 0);
+    let nodes: Vec<NodeInfo> = live
+        .map(|node| NodeInfo {
+            id: node.id,
+            host: node.host,
+            address: node.address,
+            rack: node.rack,
+            slots: node.task_slots,
+        })
+        .collect();
+    if nodes.is_empty() {
+        return Err(Error::new(ErrorCode::NoTargets, "no live datanode runs tasks"));
+    }
+    let bytes: u64 = splits.iter().map(|planned| planned.split.length).sum();
+    let slots: u64 = nodes.iter().map(|node| u64::from(node.slots)).sum();
+    let usual = bytes.div_ceil(BYTES_PER_REDUCER).clamp(1, slots.max(1)) as u32;
+    // Lines found keep their order only if one reducer gets them all.
+    let usual = if spec.kind == "grep" { 1 } else { usual };
+    Ok(Prepared { splits, nodes, reducers: spec.reducers.unwrap_or(usual), cluster_id })
+}
+
+/// One task of a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlannedTask {
+    /// "map" or "reduce".
+    pub kind: &'static str,
+    /// Number among its kind.
+    pub index: u32,
+    /// A map's file.
+    pub path: Option<String>,
+    /// Where its part starts.
+    pub offset: u64,
+    /// Bytes of its part.
+    pub length: u64,
+    /// Id of the node.
+    pub node: String,
+    /// Name of the node.
+    pub host: String,
+    /// Rack of the node.
+    pub rack: String,
+    /// A map's nearness to its block.
+    pub locality: Option<Locality>,
+    /// Tasks of one wave run at once, if all take equally long.
+    pub wave: u32,
+    /// In words.
+    pub why: String,
+}
+
+/// What a job would do now, if it had the cluster for itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct JobPlan {
+    /// Bytes of input.
+    pub bytes: u64,
+    /// Number of maps.
+    pub maps: u32,
+    /// Number of reduces.
+    pub reducers: u32,
+    /// Maps by nearness: node-local, rack-local, remote.
+    pub localities: [u32; 3],
+    /// Every task.
+    pub tasks: Vec<PlannedTask>,
+}
+
+/// Plans a job without running it. The output is not looked at.
+pub async fn plan(fs: &FileSystem, spec: &JobSpec) -> Result<JobPlan> {
+    spec.validate()?;
+    let prepared = prepare(fs, spec).await?;
+    Ok(simulate(prepared))
+}
+
+/// Runs the scheduler in waves of equally long tasks.
+fn simulate(prepared: Prepared) -> JobPlan {
+    let Prepared { splits, nodes, reducers, .. } = prepared;
+    let bytes = splits.iter().map(|planned| planned.split.length).sum();
+    let maps = splits.len() as u32;
+    let mut plan = JobPlan { bytes, maps, reducers, localities: [0; 3], tasks: Vec::new() };
+    let mut scheduler = Scheduler::new("plan", splits.clone(), reducers, nodes);
+    let (mut now_ms, mut wave) = (0, 0);
+    loop {
+        let started = scheduler.assign(now_ms);
+        if started.is_empty() {
+            match scheduler.next_look_ms(now_ms) {
+                Some(at) => now_ms = at,
+                None => break,
+            }
+            continue;
+        }
+        wave += 1;
+        for one in &started {
+            let Some(node) = scheduler.node(&one.node).cloned() else { continue };
+            let planned = one.locality.and_then(|_| splits.get(one.task.index as usize));
+            if let Some(locality) = one.locality {
+                plan.localities[locality as usize] += 1;
+            }
+            plan.tasks.push(PlannedTask {
+                kind: if one.locality.is_some() { "map" } else { "reduce" },
+                index: one.task.index,
+                path: planned.map(|planned| planned.split.path.clone()),
+                offset: planned.map_or(0, |planned| planned.split.offset),
+                length: planned.map_or(0, |planned| planned.split.length),
+                why: why(one.locality, planned, &node),
+                node: node.id,
+                host: node.host,
+                rack: node.rack,
+                locality: one.locality,
+                wave,
+            });
+        }
+        for one in &started {
+            scheduler.succeeded(&one.node, &one.task, Default::default());
+            scheduler.committed(&one.task);
+        }
+        now_ms += 1;
+    }
+    plan
+}
+
+fn why(locality: Option<Locality>, planned: Option<&PlannedSplit>, node: &NodeInfo) -> String {
+    let replicas = planned.map_or(0, |planned| planned.nodes.len());
+    match locality {
+        Some(Locality::Node) => format!("holds one of the block's {replicas} replicas and has a free slot"),
+        Some(Locality::Rack) => {
+            format!("the nodes with the block are busy; {} is in the rack {} of a replica", node.host, node.rack)
+        }
+        Some(Locality::Remote) if replicas == 0 => "no node holds the block now; a free slot".into(),
+        Some(Locality::Remote) => "the nodes and racks with the block are busy; a free slot".into(),
+        None => "a free slot; reduces are spread evenly".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_proto::pb;
+
+    #[test]
+    fn a_plan_names_every_task_once() {
+        let node = |at: usize| NodeInfo {
+            id: format!("n{at}"),
+            host: format!("h{at}"),
+            address: String::new(),
+            rack: format!("/r{}", at % 3),
+            slots: 2,
+        };
+        let split = |at: usize| PlannedSplit {
+            split: pb::Split { length: 10, ..Default::default() },
+            nodes: vec![format!("n{}", at % 6), format!("n{}", (at * 5 + 1) % 6)],
+            racks: vec![format!("/r{}", at % 3)],
+        };
+        let prepared = Prepared {
+            splits: (0..50).map(split).collect(),
+            nodes: (0..6).map(node).collect(),
+            reducers: 3,
+            cluster_id: String::new(),
+        };
+        let plan = simulate(prepared);
+        assert_eq!(plan.tasks.len(), 53);
+        assert_eq!(plan.localities.iter().sum::<u32>(), 50);
+        assert!(plan.localities[0] >= 45, "{:?}", plan.localities);
+        assert_eq!(plan.bytes, 500);
+    }
+}

@@ -1,0 +1,178 @@
+use super::*;
+
+fn nodes(count: usize, racks: usize, slots: u32) -> Vec<NodeInfo> {
+    let node = |at: usize| NodeInfo {
+        id: format!("n{at}"),
+        host: format!("host{at}"),
+        address: format!("127.0.0.1:{at}"),
+        rack: format!("/r{}", at % racks),
+        slots,
+    };
+    (0..count).map(node).collect()
+}
+
+fn split(nodes: &[usize], racks: usize) -> PlannedSplit {
+    PlannedSplit {
+        split: pb::Split::default(),
+        nodes: nodes.iter().map(|at| format!("n{at}")).collect(),
+        racks: nodes.iter().map(|at| format!("/r{}", at % racks)).collect(),
+    }
+}
+
+fn failure(text: &str) -> pb::TaskFailure {
+    let error = Error::new(ErrorCode::TaskFailed, text);
+    pb::TaskFailure { error: Some(error.to_wire()), stderr_tail: "last words".into(), ..Default::default() }
+}
+
+fn succeed(scheduler: &mut Scheduler, assignment: &Assignment) {
+    if scheduler.succeeded(&assignment.node, &assignment.task, pb::TaskSuccess::default()) == AfterSuccess::Commit {
+        scheduler.committed(&assignment.task);
+    }
+}
+
+#[test]
+fn all_maps_are_local_when_they_can_be() {
+    // Six nodes, two replicas, two slots: every map fits beside its block, if the picky ones go first.
+    let splits: Vec<_> = (0..12).map(|at| split(&[at % 6, (at + 1) % 6], 3)).collect();
+    let mut scheduler = Scheduler::new("j", splits, 1, nodes(6, 3, 2));
+    let started = scheduler.assign(0);
+    assert_eq!(started.len(), 12);
+    assert!(started.iter().all(|one| one.locality == Some(Locality::Node)), "{started:?}");
+}
+
+#[test]
+fn locality_is_given_up_step_by_step() {
+    let splits = vec![split(&[0], 2), split(&[0], 2), split(&[0], 2)];
+    let mut scheduler = Scheduler::new("j", splits, 1, nodes(4, 2, 1));
+    let place = |started: Vec<Assignment>| started.into_iter().map(|one| (one.node, one.locality)).collect::<Vec<_>>();
+    assert_eq!(place(scheduler.assign(0)), [("n0".into(), Some(Locality::Node))]);
+    assert_eq!(place(scheduler.assign(RACK_DELAY_MS - 1)), []);
+    assert_eq!(scheduler.next_look_ms(10), Some(RACK_DELAY_MS));
+    assert_eq!(place(scheduler.assign(RACK_DELAY_MS)), [("n2".into(), Some(Locality::Rack))]);
+    assert_eq!(place(scheduler.assign(ANY_DELAY_MS)), [("n1".into(), Some(Locality::Remote))]);
+}
+
+#[test]
+fn a_block_without_live_nodes_waits_for_nothing() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[9], 1)], 1, nodes(1, 1, 1));
+    assert_eq!(scheduler.assign(0).len(), 1);
+}
+
+#[test]
+fn reduces_start_when_all_maps_are_done_and_know_where_outputs_are() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[0], 1), split(&[1], 1)], 2, nodes(2, 1, 2));
+    let maps = scheduler.assign(0);
+    succeed(&mut scheduler, &maps[0]);
+    assert!(scheduler.assign(1).is_empty());
+    succeed(&mut scheduler, &maps[1]);
+    let reduces = scheduler.assign(2);
+    assert_eq!(reduces.len(), 2);
+    assert_ne!(reduces[0].node, reduces[1].node, "they are spread");
+    let held: Vec<_> = scheduler.map_outputs().into_iter().map(|place| (place.map_index, place.node_id)).collect();
+    assert_eq!(held, [(0, "n0".to_owned()), (1, "n1".to_owned())]);
+    reduces.iter().for_each(|reduce| succeed(&mut scheduler, reduce));
+    assert_eq!(scheduler.standing(), Standing::AllDone);
+}
+
+#[test]
+fn a_failed_task_goes_elsewhere_and_fails_the_job_in_the_end() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[0], 1)], 1, nodes(3, 1, 1));
+    let (mut now, mut seen) = (0, Vec::new());
+    while scheduler.standing() == Standing::Running {
+        for started in scheduler.assign(now) {
+            scheduler.attempt_failed(&started.node, &started.task, &failure("boom"), now);
+            seen.push((started.node, started.task.attempt));
+        }
+        now += 100;
+        assert!(now < 100_000);
+    }
+    assert_eq!(seen.len(), MAX_ATTEMPTS as usize);
+    assert_eq!(seen.iter().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let first: BTreeSet<_> = seen[..3].iter().map(|(node, _)| node).collect();
+    assert_eq!(first.len(), 3, "each of the first three on another node: {seen:?}");
+    let Standing::Failed(error) = scheduler.standing() else { panic!() };
+    assert!(error.message().contains("map 0 failed 4 times, at last on host"), "{error}");
+    assert!(error.message().contains("boom"), "{error}");
+    assert_eq!((scheduler.stderr_tail(), scheduler.attempts_failed()), ("last words", (4, 0)));
+}
+
+#[test]
+fn what_cannot_get_better_is_not_tried_again() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[0], 1)], 1, nodes(3, 1, 1));
+    let started = scheduler.assign(0).remove(0);
+    let error = Error::new(ErrorCode::InvalidArgument, "a line is too long").to_wire();
+    let failure = pb::TaskFailure { error: Some(error), ..Default::default() };
+    scheduler.attempt_failed(&started.node, &started.task, &failure, 1);
+    assert!(matches!(scheduler.standing(), Standing::Failed(error) if error.message().contains("failed once")));
+}
+
+#[test]
+fn a_lost_node_gives_back_its_work_and_its_outputs() {
+    let splits = vec![split(&[0], 1), split(&[1], 1), split(&[1], 1)];
+    let mut scheduler = Scheduler::new("j", splits, 1, nodes(2, 1, 2));
+    let started = scheduler.assign(0);
+    let on = |node: &str| started.iter().filter(|one| one.node == node).cloned().collect::<Vec<_>>();
+    succeed(&mut scheduler, &on("n0")[0]);
+    succeed(&mut scheduler, &on("n1")[0]);
+    let gone = Error::new(ErrorCode::Unreachable, "gone");
+    scheduler.node_lost("n1", &gone, 10);
+    // Late news of the lost node changes nothing.
+    assert_eq!(scheduler.succeeded("n1", &on("n1")[1].task, pb::TaskSuccess::default()), AfterSuccess::Ignore);
+    let again = scheduler.assign(11);
+    assert_eq!(again.len(), 2, "{again:?}");
+    assert!(again.iter().all(|one| one.node == "n0" && one.task.attempt == 1));
+    again.iter().for_each(|one| succeed(&mut scheduler, one));
+    let reduce = scheduler.assign(12).remove(0);
+    assert_eq!(reduce.task.kind(), TaskKind::Reduce);
+    assert!(scheduler.map_outputs().iter().all(|place| place.node_id == "n0"));
+}
+
+#[test]
+fn a_reduce_that_cannot_fetch_has_the_map_run_again_and_is_not_blamed() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[0], 1), split(&[0], 1)], 1, nodes(2, 1, 2));
+    let maps = scheduler.assign(0);
+    maps.iter().for_each(|map| succeed(&mut scheduler, map));
+    let reduce = scheduler.assign(1).remove(0);
+    let mut lost = failure("cannot fetch");
+    lost.lost.push(pb::MapOutputLocation { map_index: 1, attempt: 0, ..Default::default() });
+    scheduler.attempt_failed(&reduce.node, &reduce.task, &lost, 2);
+    let again = scheduler.assign(3);
+    assert_eq!(again.len(), 1, "only the map: {again:?}");
+    assert_eq!((again[0].task.kind(), again[0].task.index, again[0].task.attempt), (TaskKind::Map, 1, 1));
+    succeed(&mut scheduler, &again[0]);
+    let reduce = scheduler.assign(4).remove(0);
+    assert_eq!((reduce.task.kind(), reduce.task.attempt), (TaskKind::Reduce, 1));
+    succeed(&mut scheduler, &reduce);
+    assert_eq!(scheduler.standing(), Standing::AllDone);
+    assert_eq!(scheduler.attempts_failed(), (1, 0));
+}
+
+#[test]
+fn a_busy_node_is_asked_again_and_nobody_is_blamed() {
+    let mut scheduler = Scheduler::new("j", vec![split(&[0], 1)], 1, nodes(1, 1, 1));
+    let started = scheduler.assign(0).remove(0);
+    scheduler.refused("n0", &started.task, 0);
+    assert!(scheduler.assign(1).is_empty());
+    let at = scheduler.next_look_ms(1).unwrap();
+    assert_eq!(scheduler.assign(at).len(), 1);
+    assert_eq!(scheduler.attempts_failed(), (0, 0));
+}
+
+#[test]
+fn a_node_that_keeps_failing_is_left_alone() {
+    let splits = (0..8).map(|_| split(&[0, 1], 1)).collect();
+    let mut scheduler = Scheduler::new("j", splits, 1, nodes(2, 1, 1));
+    let mut bad = 0;
+    for now in (0..4_000).step_by(20) {
+        for started in scheduler.assign(now) {
+            if started.node == "n0" {
+                bad += 1;
+                scheduler.attempt_failed("n0", &started.task, &failure("bad disk"), now);
+            } else {
+                succeed(&mut scheduler, &started);
+            }
+        }
+    }
+    assert_eq!(bad, 3);
+    assert!(scheduler.maps_are_done());
+}

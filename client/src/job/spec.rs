@@ -1,0 +1,185 @@
+//! What a caller asks for, and how it follows and stops what it asked for.
+
+use std::collections::BTreeMap;
+
+use cairn_proto::mapoutput::MAX_PARTITIONS;
+use cairn_proto::{Error, ErrorCode, Result};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::mapreduce::builtin::{self, property};
+
+/// Default memory limit of a task.
+pub const DEFAULT_TASK_MEMORY: u64 = 256 << 20;
+/// Attempts of a task before its job fails.
+pub const MAX_ATTEMPTS: u32 = 4;
+const MIN_TASK_MEMORY: u64 = 64 << 20;
+
+/// A job to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobSpec {
+    /// For people.
+    pub name: String,
+    /// Built-in program: "wordcount" or "grep".
+    pub kind: String,
+    /// The program's parameters ([`builtin::property`]).
+    pub properties: BTreeMap<String, String>,
+    /// Files, folders (all files in them, but names that start with '.' or '_'), or globs.
+    pub inputs: Vec<String>,
+    /// Folder that must not exist.
+    pub output: String,
+    /// Number of reducers; `None`: as fits input and cluster. 0: the maps write the output.
+    pub reducers: Option<u32>,
+    /// Bytes that a task's processes may use.
+    pub memory_limit: u64,
+    /// Replicas of the output; 0: the cluster's default.
+    pub output_replication: u32,
+    /// Block size of the output; 0: the cluster's default.
+    pub output_block_size: u64,
+    /// Largest split, bytes; 0: whole blocks.
+    pub split_bytes: u64,
+}
+
+impl JobSpec {
+    /// A job with the usual settings.
+    pub fn new(kind: &str, inputs: Vec<String>, output: &str) -> Self {
+        Self {
+            name: kind.to_owned(),
+            kind: kind.to_owned(),
+            properties: BTreeMap::new(),
+            inputs,
+            output: output.to_owned(),
+            reducers: None,
+            memory_limit: DEFAULT_TASK_MEMORY,
+            output_replication: 0,
+            output_block_size: 0,
+            split_bytes: 0,
+        }
+    }
+
+    /// A word count; `combine`: add up in the map tasks.
+    pub fn wordcount(inputs: Vec<String>, output: &str, combine: bool) -> Self {
+        Self::new("wordcount", inputs, output).with(property::COMBINE, &combine.to_string())
+    }
+
+    /// The lines that match `pattern`; `count`: each different line with how often it occurs.
+    pub fn grep(inputs: Vec<String>, output: &str, pattern: &str, count: bool) -> Self {
+        Self::new("grep", inputs, output).with(property::PATTERN, pattern).with(property::COUNT, &count.to_string())
+    }
+
+    /// Sets a property.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.properties.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Checks what can be checked without a cluster.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |text: String| Err(Error::new(ErrorCode::InvalidArgument, text));
+        if self.inputs.is_empty() {
+            return refuse("a job needs at least one input".into());
+        }
+        if let Some(reducers) = self.reducers.filter(|reducers| *reducers > MAX_PARTITIONS) {
+            return refuse(format!("{reducers} reducers are more than {MAX_PARTITIONS}"));
+        }
+        if self.memory_limit < MIN_TASK_MEMORY {
+            let least = MIN_TASK_MEMORY >> 20;
+            return refuse(format!("a task's memory limit must be at least {least} MiB, not {} bytes", self.memory_limit));
+        }
+        if self.split_bytes != 0 && self.split_bytes < 4096 {
+            return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
+        }
+        builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1)).map(drop)
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Looks at the input and the cluster.
+    #[default]
+    Planning,
+    /// Maps run.
+    Map,
+    /// All maps are done, reduces run.
+    Reduce,
+    /// The output gets its name.
+    Commit,
+    /// Over, whatever the end.
+    Ended,
+}
+
+/// What a running job tells of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct JobProgress {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Maps in all.
+    pub maps: u32,
+    /// Maps done.
+    pub maps_done: u32,
+    /// Reduces in all.
+    pub reduces: u32,
+    /// Reduces done.
+    pub reduces_done: u32,
+    /// Attempts that run now.
+    pub running: u32,
+    /// Attempts that failed so far.
+    pub attempts_failed: u32,
+    /// Bytes of input in all.
+    pub bytes: u64,
+    /// Bytes of input that maps have taken.
+    pub bytes_done: u64,
+    /// Maps started on a node that holds their block.
+    pub node_local: u32,
+    /// Maps started in a rack that holds their block.
+    pub rack_local: u32,
+    /// Maps started elsewhere.
+    pub remote: u32,
+}
+
+/// The job's end of its line to the caller.
+pub struct JobObserver {
+    pub(super) progress: watch::Sender<JobProgress>,
+    pub(super) cancel: watch::Receiver<bool>,
+    /// Without a caller the line must stay open.
+    _control: Option<JobControl>,
+}
+
+/// The caller's end: follow and cancel.
+#[derive(Clone)]
+pub struct JobControl {
+    progress: watch::Receiver<JobProgress>,
+    cancel: watch::Sender<bool>,
+}
+
+impl JobObserver {
+    /// Both ends.
+    pub fn new() -> (Self, JobControl) {
+        let (progress, progress_seen) = watch::channel(JobProgress::default());
+        let (cancel, cancel_seen) = watch::channel(false);
+        let control = JobControl { progress: progress_seen, cancel };
+        (Self { progress, cancel: cancel_seen, _control: None }, control)
+    }
+
+    /// For a caller who only wants the result.
+    pub fn none() -> Self {
+        let (mut observer, control) = Self::new();
+        observer._control = Some(control);
+        observer
+    }
+}
+
+impl JobControl {
+    /// The newest progress, and a way to wait for the next.
+    pub fn progress(&self) -> watch::Receiver<JobProgress> {
+        self.progress.clone()
+    }
+
+    /// Asks the job to stop: its tasks are killed and its staging folder is removed; then [`super::run`] returns.
+    pub fn cancel(&self) {
+        self.cancel.send_replace(true);
+    }
+}

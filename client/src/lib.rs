@@ -1,0 +1,9 @@
+//! Cairn's client library.
+//!
+//! * [`fs`]: [`fs::FileSystem`], the files of a cluster: open, create, list, rename, block locations, ...
+//! * [`job`]: running jobs on the nodes that hold their input
+//! * [`mapreduce`]: the programs that jobs run, and the machinery between map and reduce
+
+pub mod fs;
+pub mod job;
+pub mod mapreduce;

@@ -1,0 +1,230 @@
+//! What happens to the records that a mapper emits: counted or sorted in bounded memory, spilled, merged into the map output.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cairn_common::durable::{Fs, OpenMode};
+use cairn_proto::mapoutput::PartitionEntry;
+use cairn_proto::{Error, Result};
+
+use super::merge::Merger;
+use super::run::{RunBytes, RunReader, RunWriter, read_index};
+use super::sort::SortBuffer;
+use super::table::CountTable;
+use super::{Combine, Combiner, Counters, Output, Shares, counter, encode_count};
+
+/// Gathers what one map task emits.
+pub struct Collector {
+    gather: Gather,
+    combiner: Option<Box<dyn Combiner>>,
+    /// Values are counts, to be added up.
+    sums: bool,
+    partitions: u32,
+    disk: Disk,
+    emitted: u64,
+    spills: Vec<PathBuf>,
+    spilled_runs: u64,
+    spilled_bytes: u64,
+}
+
+enum Gather {
+    Sum(CountTable),
+    Sort(SortBuffer),
+    /// A job without reducers: records are the output.
+    Direct(Output),
+}
+
+struct Disk {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    merge_ways: usize,
+    files: u32,
+}
+
+impl Disk {
+    fn next(&mut self) -> PathBuf {
+        self.files += 1;
+        self.dir.join(format!("spill-{:05}", self.files))
+    }
+}
+
+/// What a finished map left.
+pub struct Collected {
+    /// Its partitions; empty in a job without reducers.
+    pub partitions: Vec<PartitionEntry>,
+    /// Counters of the collecting side.
+    pub counters: Counters,
+}
+
+impl Collector {
+    /// Collects for `partitions` reducers, spilling into the folder `dir`.
+    pub fn new(partitions: u32, combine: Combine, shares: &Shares, fs: Arc<dyn Fs>, dir: &Path) -> Self {
+        let sums = matches!(combine, Combine::Sum);
+        let (gather, combiner) = match combine {
+            Combine::Sum => (Gather::Sum(CountTable::new(partitions, shares.collect)), None),
+            Combine::Never => (Gather::Sort(SortBuffer::new(partitions, shares.collect)), None),
+            Combine::With(combiner) => (Gather::Sort(SortBuffer::new(partitions, shares.collect)), Some(combiner)),
+        };
+        let disk = Disk { fs, dir: dir.to_owned(), merge_ways: shares.merge_ways.max(2), files: 0 };
+        Self { gather, combiner, sums, partitions, disk, emitted: 0, spills: Vec::new(), spilled_runs: 0, spilled_bytes: 0 }
+    }
+
+    /// Hands every record straight to `output`.
+    pub fn direct(output: Output, fs: Arc<dyn Fs>, dir: &Path) -> Self {
+        let disk = Disk { fs, dir: dir.to_owned(), merge_ways: 2, files: 0 };
+        Self {
+            gather: Gather::Direct(output),
+            combiner: None,
+            sums: false,
+            partitions: 0,
+            disk,
+            emitted: 0,
+            spills: Vec::new(),
+            spilled_runs: 0,
+            spilled_bytes: 0,
+        }
+    }
+
+    /// Takes a record.
+    pub fn emit(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.emitted += 1;
+        let full = match &mut self.gather {
+            Gather::Sum(table) => table.add(key, super::decode_count(value)?),
+            Gather::Sort(buffer) => buffer.add(key, value)?,
+            Gather::Direct(output) => {
+                output.emit(key, value)?;
+                false
+            }
+        };
+        if full { self.spill() } else { Ok(()) }
+    }
+
+    /// Takes a line of output of a job without reducers, or a record whose key is nothing.
+    pub fn emit_line(&mut self, line: &[u8]) -> Result<()> {
+        match &mut self.gather {
+            Gather::Direct(output) => {
+                self.emitted += 1;
+                output.line(line)
+            }
+            _ => self.emit(b"", line),
+        }
+    }
+
+    /// Takes a key with a count ([`Combine::Sum`]'s kind of value).
+    pub fn emit_count(&mut self, key: &[u8], count: u64) -> Result<()> {
+        if let Gather::Direct(output) = &mut self.gather {
+            self.emitted += 1;
+            return output.emit_count(key, count);
+        }
+        let mut scratch = [0; 10];
+        self.emit(key, encode_count(count, &mut scratch))
+    }
+
+    /// Takes the word `text[start..end]` with a count of one: [`Self::emit_count`] for the inner loop of a word count.
+    #[inline]
+    pub fn emit_word(&mut self, text: &[u8], start: usize, end: usize) -> Result<()> {
+        if let Gather::Sum(table) = &mut self.gather {
+            self.emitted += 1;
+            return if table.add_word(text, start, end) { self.spill() } else { Ok(()) };
+        }
+        self.emit_count(&text[start..end], 1)
+    }
+
+    #[cold]
+    fn spill(&mut self) -> Result<()> {
+        let path = self.disk.next();
+        let (_, entries) = self.write_gathered(&path)?;
+        self.note_spill(path, &entries);
+        Ok(())
+    }
+
+    fn note_spill(&mut self, path: PathBuf, entries: &[PartitionEntry]) {
+        self.spilled_runs += 1;
+        self.spilled_bytes += entries.iter().map(|entry| entry.stored).sum::<u64>();
+        self.spills.push(path);
+    }
+
+    fn write_gathered(&mut self, path: &Path) -> Result<(u64, Vec<PartitionEntry>)> {
+        let mut writer = RunWriter::create(&*self.disk.fs, path)?;
+        let records = match &mut self.gather {
+            Gather::Sum(table) => table.write(&mut writer)?,
+            Gather::Sort(buffer) => buffer.write(self.combiner.as_deref_mut(), &mut writer)?,
+            Gather::Direct(_) => 0,
+        };
+        Ok((records, writer.finish()?))
+    }
+
+    /// Writes the map output to `path`.
+    pub fn finish(mut self, path: &Path) -> Result<Collected> {
+        let mut counters = Counters::default();
+        if let Gather::Direct(output) = self.gather {
+            let (records, bytes) = output.finish()?;
+            counters.add(counter::RECORDS_MAP_OUT, self.emitted);
+            counters.add(counter::RECORDS_OUT, records);
+            counters.add(counter::OUTPUT_BYTES, bytes);
+            return Ok(Collected { partitions: Vec::new(), counters });
+        }
+        let (records, partitions) = if self.spills.is_empty() {
+            self.write_gathered(path)?
+        } else {
+            self.spill()?;
+            // The memory that gathered is free for merging.
+            self.gather = Gather::Sort(SortBuffer::new(self.partitions, 0));
+            while self.spills.len() > self.disk.merge_ways {
+                let some: Vec<PathBuf> = self.spills.drain(..self.disk.merge_ways).collect();
+                let target = self.disk.next();
+                let (_, entries) = self.merge_files(&some, &target)?;
+                self.note_spill(target, &entries);
+            }
+            let all = std::mem::take(&mut self.spills);
+            self.merge_files(&all, path)?
+        };
+        counters.add(counter::RECORDS_MAP_OUT, self.emitted);
+        counters.add(counter::RECORDS_COMBINE_OUT, records);
+        counters.add(counter::SPILLS, self.spilled_runs);
+        counters.add(counter::SPILLED_BYTES, self.spilled_bytes);
+        counters.add(counter::MAP_OUTPUT_BYTES, partitions.iter().map(|entry| entry.stored).sum());
+        Ok(Collected { partitions, counters })
+    }
+
+    /// Merges spilled files, partition by partition, and removes them.
+    fn merge_files(&mut self, paths: &[PathBuf], target: &Path) -> Result<(u64, Vec<PartitionEntry>)> {
+        let mut files = Vec::with_capacity(paths.len());
+        for path in paths {
+            let file = self.disk.fs.open(path, OpenMode::Read).map_err(|error| failed("open", path, &error))?;
+            let index = read_index(&*file, path)?;
+            files.push((path, file, index));
+        }
+        let mut writer = RunWriter::create(&*self.disk.fs, target)?;
+        let mut records = 0;
+        for partition in 0..self.partitions as usize {
+            let readers = files.iter().filter_map(|(path, file, index)| {
+                let entry = index.get(partition)?;
+                Some(RunReader::new(RunBytes::partition(Arc::clone(file), path, entry)))
+            });
+            let mut merger = Merger::new(readers.collect())?;
+            let mut push = |key: &[u8], value: &[u8]| {
+                records += 1;
+                writer.push(key, value)
+            };
+            if self.sums {
+                let mut scratch = [0; 10];
+                merger.sums(|key, sum| push(key, encode_count(sum, &mut scratch)))?;
+            } else if let Some(combiner) = &mut self.combiner {
+                merger.combined(&mut **combiner, push)?;
+            } else {
+                merger.records(push)?;
+            }
+            writer.end_partition()?;
+        }
+        let entries = writer.finish()?;
+        for path in paths {
+            self.disk.fs.remove_file(path).map_err(|error| failed("remove", path, &error))?;
+        }
+        Ok((records, entries))
+    }
+}
+
+fn failed(doing: &str, path: &Path, error: &std::io::Error) -> Error {
+    Error::io(format!("cannot {doing} {}", path.display()), error)
+}

@@ -1,0 +1,344 @@
+//! A datanode that does as its script says: it keeps replicas in memory, forwards unit by unit, and fails where it is told to.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_common::Env;
+use cairn_common::net::opening::{self, Opening, ServerIdentity};
+use cairn_common::net::{Conn, read_message, write_message};
+use cairn_proto::dataplane::{MarkerKind, Unit};
+use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader};
+use cairn_proto::ids::BlockId;
+use cairn_proto::{Error, ErrorCode, Result, pb};
+use pb::data_request::Op;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+/// What a datanode does wrong, each once unless said otherwise.
+#[derive(Clone, Default, Debug)]
+pub struct Script {
+    /// Refuses new replicas, always.
+    pub refuse_setup: bool,
+    /// Drops the connection when a replica would reach this length.
+    pub drop_at: Option<u64>,
+    /// Says `DiskFull` when a replica would reach this length.
+    pub err_at: Option<u64>,
+    /// Drops the connection instead of finishing.
+    pub drop_finish: bool,
+    /// Takes everything and never acks, always.
+    pub never_ack: bool,
+    /// Serves frames with a flipped bit, always.
+    pub corrupt_reads: bool,
+    /// Drops the connection after so many frames of a read, always.
+    pub cut_reads: Option<usize>,
+}
+
+#[derive(Clone, Default)]
+pub struct StoredReplica {
+    pub generation: u64,
+    pub frames: Vec<(FrameHeader, [u8; FRAME_HEADER_BYTES], Bytes)>,
+    pub finalized: bool,
+}
+
+impl StoredReplica {
+    pub fn length(&self) -> u64 {
+        self.frames.last().map_or(0, |(header, ..)| header.end())
+    }
+}
+
+#[derive(Default)]
+pub struct State {
+    pub script: Script,
+    pub replicas: HashMap<i64, StoredReplica>,
+    pub reads: usize,
+    pub writes: usize,
+}
+
+pub struct FakeDatanode {
+    pub replica: pb::Replica,
+    pub state: Arc<Mutex<State>>,
+    server: JoinHandle<()>,
+}
+
+impl FakeDatanode {
+    pub async fn start(env: &Env, name: &str, script: Script) -> Self {
+        let listener = env.net.bind("127.0.0.1:0").await.unwrap();
+        let replica = pb::Replica {
+            node_id: name.into(),
+            host: name.into(),
+            address: listener.local_addr().to_string(),
+            rack: "/rack1".into(),
+            ..Default::default()
+        };
+        let state = Arc::new(Mutex::new(State { script, ..Default::default() }));
+        let (env, shared) = (env.clone(), Arc::clone(&state));
+        let server = tokio::spawn(async move {
+            let mut peers = tokio::task::JoinSet::new();
+            loop {
+                let conn = listener.accept().await.unwrap();
+                let (env, state) = (env.clone(), Arc::clone(&shared));
+                peers.spawn(async move {
+                    let opened = opening::read_opening(conn, &ServerIdentity::default(), &env.clock).await;
+                    if let Ok(Opening::Data { conn, .. }) = opened {
+                        // An error ends the connection, as in the real one.
+                        let _ = serve(&env, conn, &state).await;
+                    }
+                });
+            }
+        });
+        Self { replica, state, server }
+    }
+
+    /// Gone, with all its connections.
+    pub fn kill(&self) {
+        self.server.abort();
+    }
+}
+
+impl Drop for FakeDatanode {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn serve(env: &Env, mut conn: Conn, state: &Mutex<State>) -> Result<()> {
+    loop {
+        let request: pb::DataRequest = read_message(&mut conn, "client").await?;
+        match request.op {
+            Some(Op::Write(write)) => return serve_write(env, conn, state, write).await,
+            Some(Op::Read(read)) => serve_read(&mut conn, state, read).await?,
+            Some(Op::Info(info)) => serve_info(&mut conn, state, &info).await?,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+fn io(error: std::io::Error) -> Error {
+    Error::io("fake", &error)
+}
+
+async fn send(conn: &mut Conn, message: &impl prost::Message) -> Result<()> {
+    write_message(conn, message).await.map_err(io)
+}
+
+async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb::WriteBlock) -> Result<()> {
+    let block = write.block.clone().unwrap();
+    let stage = write.stage();
+    let refused = {
+        let mut state = state.lock().unwrap();
+        state.writes += 1;
+        if state.script.refuse_setup {
+            Some("scripted")
+        } else if stage == pb::WriteStage::PipelineRecovery {
+            let replica = state.replicas.get_mut(&block.id).expect("a survivor holds the replica");
+            assert!(replica.generation >= write.old_generation && replica.generation < block.generation);
+            replica.generation = block.generation;
+            replica.finalized = false;
+            replica.frames.retain(|(header, ..)| header.end() <= write.keep_length);
+            assert_eq!(replica.length(), write.keep_length, "kept length is a frame boundary that it holds");
+            None
+        } else {
+            let fresh = StoredReplica { generation: block.generation, ..Default::default() };
+            state.replicas.insert(block.id, fresh);
+            None
+        }
+    };
+    if let Some(reason) = refused {
+        let error = Some(Error::new(ErrorCode::Io, reason).to_wire());
+        return send(&mut conn, &pb::WriteReady { error, failed_index: 0, storage_ids: vec![] }).await;
+    }
+    let mut storage_ids = vec![format!("storage-of-{}", conn.local_addr())];
+    let mut below = None;
+    if let Some((next, rest)) = write.targets.split_first() {
+        match open_below(env, &write, next, rest).await {
+            Ok((conn, ids)) => {
+                storage_ids.extend(ids);
+                below = Some(conn);
+            }
+            Err((failed_index, error)) => {
+                let error = Some(error.to_wire());
+                return send(&mut conn, &pb::WriteReady { error, failed_index, storage_ids: vec![] }).await;
+            }
+        }
+    }
+    send(&mut conn, &pb::WriteReady { error: None, failed_index: 0, storage_ids }).await?;
+    take_units(conn, below, state, &block).await
+}
+
+async fn open_below(
+    env: &Env,
+    write: &pb::WriteBlock,
+    next: &pb::Replica,
+    rest: &[pb::Replica],
+) -> Result<(Conn, Vec<String>), (u32, Error)> {
+    let hello = pb::Hello { user: "dn".into(), role: "datanode".into(), ..Default::default() };
+    let dialled = opening::open_data(&env.net, &next.address, &hello, Duration::from_secs(2)).await;
+    let mut conn = dialled.map_err(|error| (1, error))?;
+    let request = pb::WriteBlock { targets: rest.to_vec(), ..write.clone() };
+    send(&mut conn, &pb::DataRequest { op: Some(Op::Write(request)) }).await.map_err(|error| (1, error))?;
+    let ready: pb::WriteReady = read_message(&mut conn, &next.address).await.map_err(|error| (1, error))?;
+    match ready.error {
+        Some(error) => Err((ready.failed_index + 1, Error::from_wire(error))),
+        None => Ok((conn, ready.storage_ids)),
+    }
+}
+
+async fn take_units(mut conn: Conn, mut below: Option<Conn>, state: &Mutex<State>, block: &pb::Block) -> Result<()> {
+    let id = BlockId(block.id);
+    loop {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        conn.read_exact(&mut header).await.map_err(io)?;
+        let unit = Unit::decode(id, &header).expect("a unit that verifies");
+        let mut payload = Vec::new();
+        if let Unit::Frame(frame) = &unit {
+            payload = vec![0; frame.stored_len as usize];
+            conn.read_exact(&mut payload).await.map_err(io)?;
+            frame.verify_stored(&payload).expect("a payload that verifies");
+        }
+        if let Some(error) = misbehave(state, &unit)? {
+            let ack =
+                pb::WriteAck { kind: pb::AckKind::AckError as i32, error: Some(error.to_wire()), ..Default::default() };
+            return send(&mut conn, &ack).await;
+        }
+        let length = keep(state, block, &unit, &header, &payload);
+        if state.lock().unwrap().script.never_ack {
+            continue;
+        }
+        if let Some(next) = &mut below {
+            let forwarded = async {
+                next.write_all(&header).await.map_err(io)?;
+                next.write_all(&payload).await.map_err(io)?;
+                read_message::<pb::WriteAck>(next, "next").await
+            };
+            let failed = match forwarded.await {
+                Ok(ack) if ack.kind() == pb::AckKind::AckError => {
+                    Some((ack.failed_index + 1, Error::from_wire(ack.error.unwrap())))
+                }
+                Ok(_) => None,
+                Err(error) => Some((1, error)),
+            };
+            if let Some((failed_index, error)) = failed {
+                let (kind, error) = (pb::AckKind::AckError as i32, Some(error.to_wire()));
+                return send(&mut conn, &pb::WriteAck { kind, length, error, failed_index }).await;
+            }
+        }
+        let kind = match unit {
+            Unit::Frame(_) => pb::AckKind::AckProgress,
+            Unit::Marker(marker) => match marker.kind {
+                MarkerKind::Finish => pb::AckKind::AckFinished,
+                MarkerKind::Flush => pb::AckKind::AckFlushed,
+                MarkerKind::Sync => pb::AckKind::AckSynced,
+                MarkerKind::Heartbeat => pb::AckKind::AckProgress,
+            },
+        };
+        send(&mut conn, &pb::WriteAck { kind: kind as i32, length, ..Default::default() }).await?;
+        if kind == pb::AckKind::AckFinished {
+            return Ok(());
+        }
+    }
+}
+
+/// `Err` drops the connection, `Some` is said upwards.
+fn misbehave(state: &Mutex<State>, unit: &Unit) -> Result<Option<Error>> {
+    let mut state = state.lock().unwrap();
+    let dropped = || Error::new(ErrorCode::Internal, "scripted drop");
+    match unit {
+        Unit::Frame(frame) => {
+            if state.script.drop_at.is_some_and(|at| frame.end() >= at) {
+                state.script.drop_at = None;
+                return Err(dropped());
+            }
+            if state.script.err_at.is_some_and(|at| frame.end() >= at) {
+                state.script.err_at = None;
+                return Ok(Some(Error::new(ErrorCode::DiskFull, "scripted full disk")));
+            }
+        }
+        Unit::Marker(marker) if marker.kind == MarkerKind::Finish && state.script.drop_finish => {
+            state.script.drop_finish = false;
+            return Err(dropped());
+        }
+        Unit::Marker(_) => {}
+    }
+    Ok(None)
+}
+
+fn keep(
+    state: &Mutex<State>,
+    block: &pb::Block,
+    unit: &Unit,
+    header: &[u8; FRAME_HEADER_BYTES],
+    payload: &[u8],
+) -> u64 {
+    let mut state = state.lock().unwrap();
+    let replica = state.replicas.get_mut(&block.id).unwrap();
+    match unit {
+        Unit::Frame(frame) => {
+            assert_eq!(frame.offset, replica.length(), "frames follow each other");
+            replica.frames.push((*frame, *header, Bytes::copy_from_slice(payload)));
+        }
+        Unit::Marker(marker) => {
+            assert_eq!(marker.length, replica.length(), "a marker tells the length before it");
+            replica.finalized |= marker.kind == MarkerKind::Finish;
+        }
+    }
+    replica.length()
+}
+
+async fn serve_read(conn: &mut Conn, state: &Mutex<State>, read: pb::ReadBlock) -> Result<()> {
+    let block = read.block.unwrap();
+    let found = {
+        let mut state = state.lock().unwrap();
+        state.reads += 1;
+        let script = state.script.clone();
+        state.replicas.get(&block.id).cloned().map(|replica| (replica, script))
+    };
+    let Some((replica, script)) = found else {
+        let error = Some(Error::new(ErrorCode::BlockNotFound, "not here").to_wire());
+        return send(conn, &pb::ReadReady { error, ..Default::default() }).await;
+    };
+    let wanted = |header: &FrameHeader| header.end() > read.offset && header.offset < read.offset + read.length;
+    let mut out = Vec::new();
+    let mut cut_at = usize::MAX;
+    for (k, (_, header, payload)) in replica.frames.iter().filter(|(header, ..)| wanted(header)).enumerate() {
+        if script.cut_reads == Some(k) {
+            cut_at = out.len() + 10;
+        }
+        out.extend_from_slice(header);
+        out.extend_from_slice(payload);
+    }
+    let frame_bytes = out.len() as u64;
+    if script.corrupt_reads && !out.is_empty() {
+        let last = out.len() - 1;
+        out[last] ^= 1;
+    }
+    let ready = pb::ReadReady { frame_bytes, replica_length: replica.length(), ..Default::default() };
+    send(conn, &ready).await?;
+    conn.write_all(&out[..cut_at.min(out.len())]).await.map_err(io)?;
+    if cut_at < out.len() { Err(Error::new(ErrorCode::Internal, "scripted cut")) } else { Ok(()) }
+}
+
+async fn serve_info(conn: &mut Conn, state: &Mutex<State>, info: &pb::ReplicaInfo) -> Result<()> {
+    let replica = state.lock().unwrap().replicas.get(&info.block.as_ref().unwrap().id).cloned();
+    let reply = match replica {
+        None => pb::ReplicaInfoReply {
+            error: Some(Error::new(ErrorCode::BlockNotFound, "not here").to_wire()),
+            ..Default::default()
+        },
+        Some(replica) => {
+            let state = if replica.finalized { pb::ReplicaState::Finalized } else { pb::ReplicaState::BeingWritten };
+            let fold = |crc, (header, ..): &(FrameHeader, _, _)| {
+                crc32c::crc32c_combine(crc, header.raw_crc, header.raw_len as usize)
+            };
+            pb::ReplicaInfoReply {
+                length: replica.length(),
+                generation: replica.generation,
+                state: state as i32,
+                crc32c: replica.frames.iter().fold(0, fold),
+                ..Default::default()
+            }
+        }
+    };
+    send(conn, &reply).await
+}

@@ -1,0 +1,158 @@
+//! This process, its user, and processes that it starts.
+
+use std::ffi::CStr;
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Name of the user that runs this process; the number if it has none.
+pub fn user_name() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    name_of_uid(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// Home folder of the user that runs this process, if it has one.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn name_of_uid(uid: u32) -> Option<String> {
+    let mut buffer = vec![0; 16 << 10];
+    // SAFETY: an all-zero passwd is a valid value for the call to fill.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to live memory of the lengths given.
+    let code = unsafe { libc::getpwuid_r(uid, &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
+    if code != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the call succeeded, so the name is a NUL-terminated string inside `buffer`.
+    let name = unsafe { CStr::from_ptr(entry.pw_name) };
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// Names of the groups of `user` on this machine, the primary one first; empty if the machine does not know the user.
+pub fn groups_of(user: &str) -> Vec<String> {
+    let Ok(c_user) = std::ffi::CString::new(user) else { return Vec::new() };
+    let mut buffer = vec![0; 16 << 10];
+    // SAFETY: as in `name_of_uid`.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to live memory of the lengths given.
+    let code = unsafe {
+        libc::getpwnam_r(c_user.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+    };
+    if code != 0 || found.is_null() {
+        return Vec::new();
+    }
+    let mut gids = vec![0; 1024];
+    let mut count = gids.len() as libc::c_int;
+    // SAFETY: `gids` has room for `count` entries.
+    let code = unsafe { libc::getgrouplist(c_user.as_ptr(), entry.pw_gid, gids.as_mut_ptr(), &raw mut count) };
+    if code < 0 {
+        return Vec::new();
+    }
+    gids.truncate(count.max(0) as usize);
+    gids.into_iter().filter_map(name_of_gid).collect()
+}
+
+fn name_of_gid(gid: u32) -> Option<String> {
+    let mut buffer = vec![0; 64 << 10];
+    // SAFETY: an all-zero group is a valid value for the call to fill.
+    let mut entry: libc::group = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to live memory of the lengths given.
+    let code = unsafe { libc::getgrgid_r(gid, &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
+    if code != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the call succeeded, so the name is a NUL-terminated string inside `buffer`.
+    let name = unsafe { CStr::from_ptr(entry.gr_name) };
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// This machine's name.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Returns when the process is asked to end: SIGINT or SIGTERM.
+pub async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        // Without handlers the signals keep their default: they end the process.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Kills a process group at once. One that is gone already is no error.
+pub fn kill_group(group: u32) {
+    if let Some(group) = i32::try_from(group).ok().and_then(rustix::process::Pid::from_raw) {
+        // The only other failure is "no right to", which cannot be for our own child.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
+/// Has this process killed when its parent thread's process ends; call it in the child, before `exec` or first thing after.
+pub fn die_with_parent() {
+    // A kernel that cannot leaves the child to notice its closed pipe.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+}
+
+/// Resident bytes of all processes of a group; 0 if none is left.
+pub fn resident_bytes_of_group(group: u32) -> u64 {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let page = rustix::param::page_size() as u64;
+    let mut pages = 0;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        // The command name may hold blanks and brackets: fields are counted after the last bracket. The third after it is the group, the
+        // 22nd the resident pages.
+        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        if fields.get(2).and_then(|field| field.parse().ok()) == Some(group) {
+            pages += fields.get(21).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    pages * page
+}
+
+/// Resident bytes of one process; 0 if it is gone. Much cheaper than [`resident_bytes_of_group`].
+pub fn resident_bytes_of(pid: u32) -> u64 {
+    resident_of(&format!("/proc/{pid}/statm"))
+}
+
+/// Resident bytes of this process.
+pub fn resident_bytes() -> u64 {
+    resident_of("/proc/self/statm")
+}
+
+fn resident_of(statm: &str) -> u64 {
+    let Ok(statm) = std::fs::read_to_string(statm) else { return 0 };
+    let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_itself() {
+        assert!(!user_name().is_empty());
+        assert!(!host_name().is_empty());
+        assert!(resident_bytes() > 1 << 20);
+        let group = rustix::process::getpgrp().as_raw_nonzero().get() as u32;
+        assert!(resident_bytes_of_group(group) >= 1 << 20);
+        assert!(groups_of("no such user \u{1F5FF}").is_empty());
+        assert!(!groups_of(&user_name()).is_empty());
+    }
+}

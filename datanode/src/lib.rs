@@ -1,0 +1,60 @@
+//! Cairn's datanode: stores block files, serves the data plane, reports to the namenode, runs tasks.
+//!
+//! * [`store`]: block files on volumes, the replica map, the recovery scan
+//! * [`transfer`]: the data plane: write pipeline, reads, copies
+//! * [`tasks`]: the executor of jobs
+//! * [`report`]: registration, heartbeats, block reports, orders of the namenode
+//! * [`Datanode::start`] puts them together; [`Running`] is the handle
+//!
+//! # Architecture invariant
+//! Nothing here knows of files or paths of the namespace: a datanode holds blocks.
+
+pub mod daemon;
+#[cfg(test)]
+mod daemon_tests;
+mod http;
+pub mod report;
+mod settings;
+pub mod store;
+pub mod tasks;
+#[cfg(test)]
+mod testing;
+pub mod transfer;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cairn_common::durable::File;
+use cairn_common::kv::KeyValue;
+use cairn_proto::pb;
+
+pub use daemon::{Datanode, Running};
+pub use settings::DatanodeSettings;
+
+/// Outputs of map tasks that finished on this node; the data plane serves them.
+#[async_trait::async_trait]
+pub trait MapOutputs: Send + Sync {
+    /// The file and the byte range of one partition of one attempt's output.
+    async fn open(&self, request: &pb::ReadMapOutput) -> cairn_proto::Result<(Arc<dyn File>, Range<u64>)>;
+}
+
+/// How busy the node's task executor is; heartbeats carry it.
+pub trait TaskLoad: Send + Sync {
+    /// Tasks that may run at once.
+    fn slots(&self) -> u32;
+    /// Tasks that run now.
+    fn running(&self) -> u32;
+}
+
+/// What other rooms add to a datanode.
+#[derive(Default)]
+pub struct Extras {
+    /// Serves the data-plane operation `ReadMapOutput`.
+    pub map_outputs: Option<Arc<dyn MapOutputs>>,
+    /// gRPC services on the data port.
+    pub routes: Option<tonic::service::Routes>,
+    /// For heartbeats.
+    pub load: Option<Arc<dyn TaskLoad>>,
+    /// Where outcomes of checks are noted; none: a sled folder on the first volume.
+    pub outcomes: Option<Arc<dyn KeyValue>>,
+}

@@ -1,0 +1,162 @@
+//! What the namenode orders: copies, deletions, checks, recoveries. All of it runs beside the heartbeats, bounded.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use cairn_proto::ErrorCode;
+use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::pb::{self, datanode_command::Command, report_up::Report};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use crate::store::lock;
+use crate::transfer::{Transfer, copy, recover};
+
+/// Orders that may wait; the namenode repeats what was dropped.
+const WAITING: usize = 1_024;
+
+/// Carries out orders.
+pub struct Commands {
+    transfer: Arc<Transfer>,
+    streams: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    /// Blocks that are being copied: an order repeated too early is not carried out twice.
+    copying: Mutex<HashSet<i64>>,
+    deletions: mpsc::Sender<pb::DeleteReplicas>,
+    full_report: Notify,
+}
+
+impl Commands {
+    /// Starts the worker for deletions.
+    pub fn start(transfer: &Arc<Transfer>) -> Arc<Self> {
+        let (deletions, queue) = mpsc::channel(WAITING);
+        let commands = Arc::new(Self {
+            transfer: Arc::clone(transfer),
+            streams: Arc::new(Semaphore::new(transfer.settings.replication_streams)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            copying: Mutex::default(),
+            deletions,
+            full_report: Notify::new(),
+        });
+        tokio::spawn(delete_all(Arc::clone(transfer), queue));
+        commands
+    }
+
+    /// Resolves when the namenode asked for a full report.
+    pub async fn full_report_wanted(&self) {
+        self.full_report.notified().await;
+    }
+
+    /// Takes an order; never waits.
+    pub fn take(self: &Arc<Self>, command: pb::DatanodeCommand) {
+        match command.command {
+            Some(Command::FullReport(_)) => self.full_report.notify_one(),
+            Some(Command::Delete(delete)) => {
+                if self.deletions.try_send(delete).is_err() {
+                    tracing::warn!("too many deletions wait; the namenode will ask again");
+                }
+            }
+            Some(Command::Replicate(order)) => self.replicate(order),
+            Some(Command::Verify(order)) => {
+                for replica in order.replicas {
+                    self.verify(replica);
+                }
+            }
+            Some(Command::Recover(order)) => self.recover(order),
+            None => tracing::warn!("the namenode sent an order that this version does not know"),
+        }
+    }
+
+    fn replicate(self: &Arc<Self>, order: pb::ReplicateBlock) {
+        let id = order.block.as_ref().map_or(0, |block| block.id);
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        if !lock(&self.copying).insert(id) {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            // Never closed; were it, copying at once is still right.
+            let _stream = this.streams.acquire().await.ok();
+            let copied = tokio::select! {
+                copied = copy::replicate(&this.transfer, &order) => Some(copied),
+                () = this.transfer.stopping() => None,
+            };
+            let targets: Vec<&str> = order.targets.iter().map(|target| target.address.as_str()).collect();
+            match copied {
+                Some(Ok(length)) => tracing::info!("block {id} ({length} bytes) copied to {}", targets.join(", ")),
+                Some(Err(error)) => tracing::warn!("block {id} could not be copied to {}: {error}", targets.join(", ")),
+                None => {}
+            }
+            lock(&this.copying).remove(&id);
+            drop(place);
+        });
+    }
+
+    fn verify(self: &Arc<Self>, replica: pb::ReplicaRef) {
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let store = &this.transfer.store;
+            if let Ok((block, generation)) = this.transfer.check_block(replica.block.as_ref()) {
+                match this.transfer.verify(block, generation).await {
+                    Ok(_) => store.map().announce_replica(block),
+                    Err(error) if error.code() == ErrorCode::BlockNotFound => announce_absent(&this.transfer, &replica),
+                    // A corrupt one is reported where it is set aside.
+                    Err(error) => tracing::warn!("check of block {block}: {error}"),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn recover(self: &Arc<Self>, order: pb::RecoverBlock) {
+        let id = order.block.as_ref().map_or(0, |block| block.id);
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            match recover::recover(&this.transfer, &order).await {
+                Ok(recovered) => this.transfer.store.map().announce(Report::Recovered(recovered)),
+                Err(error) => tracing::warn!("block {id} could not be recovered: {error}"),
+            }
+            drop(place);
+        });
+    }
+}
+
+/// The namenode believes that we hold what we do not.
+fn announce_absent(transfer: &Transfer, replica: &pb::ReplicaRef) {
+    let Some(block) = &replica.block else { return };
+    if replica.storage_id.is_empty() {
+        return;
+    }
+    transfer.store.map().announce(Report::Removed(pb::ReplicaRemoved {
+        storage_id: replica.storage_id.clone(),
+        pool: block.pool.clone(),
+        id: block.id,
+        generation: block.generation,
+    }));
+}
+
+async fn delete_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<pb::DeleteReplicas>) {
+    while let Some(order) = queue.recv().await {
+        let mut deleted = 0;
+        for replica in order.replicas {
+            let Ok((block, generation)) = transfer.check_block(replica.block.as_ref()) else { continue };
+            match delete(&transfer, block, generation, &replica.storage_id).await {
+                Ok(()) => deleted += 1,
+                Err(error) if error.code() == ErrorCode::BlockNotFound => announce_absent(&transfer, &replica),
+                Err(error) => tracing::warn!("block {block} is not deleted: {error}"),
+            }
+        }
+        transfer.metrics.deleted.fetch_add(deleted, Ordering::Relaxed);
+    }
+}
+
+async fn delete(
+    transfer: &Transfer,
+    block: BlockId,
+    generation: Generation,
+    storage_id: &str,
+) -> cairn_proto::Result<()> {
+    transfer.store.delete(block, generation, storage_id).await
+}

@@ -1,0 +1,180 @@
+//! What an operator may set on a datanode: plain data, checked once at start.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cairn_common::net;
+use cairn_proto::{Error, ErrorCode, Result};
+use serde::{Deserialize, Serialize};
+
+/// Knobs of a datanode. Each says what gets worse in either direction.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatanodeSettings {
+    /// Namenode's RPC address, "HOST:PORT".
+    pub namenode: String,
+    /// One folder per volume; each is a storage of its own.
+    pub dirs: Vec<PathBuf>,
+    /// Data port, "IP:PORT" (port 0 takes a free one).
+    pub listen: String,
+    /// Where `/metrics` and `/health` are served; none: nowhere.
+    pub http: Option<String>,
+    /// Name shown to people and schedulers; none: the machine's.
+    pub host: Option<String>,
+    /// Place in the network, such as "/rack2".
+    pub rack: String,
+    /// Bytes that blocks may take on all volumes together; none: what the file systems have.
+    pub capacity_bytes: Option<u64>,
+    /// Bytes of each file system that blocks never take. Higher: less room for blocks; lower: logs and other programs may find the disk full.
+    pub reserved_bytes: u64,
+    /// Tasks that may run at once; 0: this node runs none.
+    pub task_slots: u32,
+    /// Take jobs although the data port is reachable from beyond this machine.
+    pub allow_jobs: bool,
+    /// Command of a task's worker process; empty: this program with `task-worker`.
+    pub worker_command: Vec<String>,
+    /// Listen beyond loopback although nobody is authenticated yet.
+    pub insecure: bool,
+    /// Data-plane operations at once. Higher: more memory in the worst case; lower: busy clients are turned away.
+    pub max_transfers: usize,
+    /// Copies to other nodes at once. Higher: repair disturbs clients more; lower: repair takes longer.
+    pub replication_streams: usize,
+    /// For dialling the next node. Higher: a dead node holds a writer up longer; lower: a busy one is taken for dead.
+    pub connect_timeout_ms: u64,
+    /// The next node of a pipeline is silent for this long although it owes an ack: it is taken for dead.
+    pub pipeline_timeout_ms: u64,
+    /// A connection on which nothing is asked, or a writer that sends nothing, is cut after this.
+    pub idle_timeout_ms: u64,
+    /// Longest pause between two attempts to register.
+    pub register_retry_max_ms: u64,
+}
+
+impl Default for DatanodeSettings {
+    fn default() -> Self {
+        Self {
+            namenode: "127.0.0.1:8020".into(),
+            dirs: Vec::new(),
+            listen: "127.0.0.1:9866".into(),
+            http: None,
+            host: None,
+            rack: "/default-rack".into(),
+            capacity_bytes: None,
+            reserved_bytes: 64 << 20,
+            task_slots: 2,
+            allow_jobs: false,
+            worker_command: Vec::new(),
+            insecure: false,
+            max_transfers: 1_024,
+            replication_streams: 4,
+            connect_timeout_ms: 5_000,
+            pipeline_timeout_ms: 15_000,
+            idle_timeout_ms: 60_000,
+            register_retry_max_ms: 2_000,
+        }
+    }
+}
+
+fn invalid(text: String) -> Error {
+    Error::new(ErrorCode::InvalidArgument, text)
+}
+
+impl DatanodeSettings {
+    /// Checks everything that can be checked without touching the machine; the message names the key.
+    pub fn validate(&self) -> Result<()> {
+        net::check_listen(&self.listen, self.insecure)?;
+        if let Some(http) = &self.http {
+            net::check_listen(http, self.insecure)?;
+        }
+        if self.namenode.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            return Err(invalid(format!("namenode: {:?} is not HOST:PORT", self.namenode)));
+        }
+        self.check_dirs()?;
+        check_rack(&self.rack)?;
+        if let Some(host) = &self.host {
+            if host.is_empty()
+                || host.len() > 253
+                || host.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/')
+            {
+                return Err(invalid(format!("host: {host:?} is not a host name")));
+            }
+        }
+        if self.capacity_bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            return Err(invalid("capacity_bytes: less than 1 MiB holds no block".into()));
+        }
+        for (name, value) in [
+            ("max_transfers", self.max_transfers as u64),
+            ("replication_streams", self.replication_streams as u64),
+            ("connect_timeout_ms", self.connect_timeout_ms),
+            ("pipeline_timeout_ms", self.pipeline_timeout_ms),
+            ("idle_timeout_ms", self.idle_timeout_ms),
+            ("register_retry_max_ms", self.register_retry_max_ms),
+        ] {
+            if value == 0 || value > 1 << 30 {
+                return Err(invalid(format!("{name}: {value} is out of range (1 to 2^30)")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_dirs(&self) -> Result<()> {
+        if self.dirs.is_empty() {
+            return Err(invalid("dirs: a datanode needs at least one folder (--dir)".into()));
+        }
+        if self.dirs.len() > 256 {
+            return Err(invalid(format!("dirs: {} volumes are more than 256", self.dirs.len())));
+        }
+        for (at, dir) in self.dirs.iter().enumerate() {
+            if dir.as_os_str().is_empty() {
+                return Err(invalid("dirs: an empty name".into()));
+            }
+            if self.dirs[..at].contains(dir) {
+                return Err(invalid(format!("dirs: {} is given twice", dir.display())));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+}
+
+/// A rack is a path of one or more plain names.
+fn check_rack(rack: &str) -> Result<()> {
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && part.chars().all(|c| !c.is_control() && !c.is_whitespace())
+    };
+    if rack.len() <= 255 && rack.strip_prefix('/').is_some_and(|rest| rest.split('/').all(plain)) {
+        return Ok(());
+    }
+    Err(invalid(format!("rack: {rack:?} is not a path such as /rack2")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_key() {
+        let good = DatanodeSettings { dirs: vec!["/d".into()], ..Default::default() };
+        good.validate().unwrap();
+        let bad = [
+            (DatanodeSettings { dirs: vec![], ..good.clone() }, "dirs"),
+            (DatanodeSettings { dirs: vec!["/d".into(), "/d".into()], ..good.clone() }, "twice"),
+            (DatanodeSettings { rack: "r".into(), ..good.clone() }, "rack"),
+            (DatanodeSettings { rack: "/a//b".into(), ..good.clone() }, "rack"),
+            (DatanodeSettings { namenode: "nn".into(), ..good.clone() }, "namenode"),
+            (DatanodeSettings { listen: "0.0.0.0:1".into(), ..good.clone() }, "--insecure"),
+            (DatanodeSettings { max_transfers: 0, ..good.clone() }, "max_transfers"),
+            (DatanodeSettings { capacity_bytes: Some(5), ..good.clone() }, "capacity_bytes"),
+        ];
+        for (settings, word) in bad {
+            let error = settings.validate().unwrap_err();
+            assert!(error.message().contains(word), "{error}");
+        }
+    }
+}

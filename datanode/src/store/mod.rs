@@ -1,0 +1,479 @@
+//! Block files on volumes, the replica map, the recovery scan.
+//!
+//! # Overview
+//! [`BlockStore`] owns the volumes and the [`map::ReplicaMap`]. Every change of a replica is: claim its entry in the map, do the I/O off the async
+//! threads, settle the entry. No lock is held over I/O.
+//!
+//! # Consistency
+//! A finalized file never changes; a new generation is a new name. A file that does not verify is set aside, reported, and never served.
+//!
+//! # Crash
+//! At start a listing tells all finalized replicas; open ones are cut to their last whole, valid frame; copies under way are removed.
+//!
+//! # Cancellation
+//! The async methods that change replicas must be driven to their end (run them in a task of their own), or a claim stays.
+
+pub mod cache;
+pub mod map;
+pub mod ops;
+pub mod scan;
+#[cfg(test)]
+mod tests;
+pub mod version;
+pub mod volume;
+pub mod writer;
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cairn_common::Env;
+use cairn_common::durable::File;
+use cairn_proto::blockfile::BlockIndex;
+use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::pb;
+use cairn_proto::{Error, ErrorCode, Result};
+
+use self::cache::{Cached, IndexCache};
+use self::map::{Entry, Kind, ReplicaMap, not_found};
+use self::scan::OpenError;
+use self::version::Version;
+use self::volume::Volume;
+use crate::settings::DatanodeSettings;
+
+/// Index entries (16 bytes) kept in memory: 4 MiB, enough for 500 blocks of 128 MiB.
+const INDEX_CACHE_ENTRIES: u64 = 256 << 10;
+
+/// Locks a mutex; a panic of another holder does not spread.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who this node is, as its volumes say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The datanode.
+    pub node_id: String,
+    /// Empty until the first registration.
+    pub cluster_id: String,
+    /// Empty until the first registration.
+    pub pool_id: String,
+    /// Highest epoch seen.
+    pub epoch: u64,
+}
+
+/// See the module.
+pub struct BlockStore {
+    env: Env,
+    volumes: Vec<Volume>,
+    versions: Mutex<Vec<Version>>,
+    map: ReplicaMap,
+    cache: IndexCache,
+    next_volume: AtomicUsize,
+}
+
+/// A replica opened for reading.
+pub struct Readable {
+    /// The file.
+    pub file: Arc<dyn File>,
+    /// What is in it.
+    pub index: Arc<BlockIndex>,
+    /// Bytes that may be read.
+    pub length: u64,
+    /// Bytes on disk.
+    pub stored: u64,
+    /// Its generation.
+    pub generation: Generation,
+    /// Its state.
+    pub state: pb::ReplicaState,
+    /// The volume's id.
+    pub storage_id: String,
+}
+
+impl BlockStore {
+    /// Locks and reads the volumes; makes new ones. If they belong to a cluster already, scans them.
+    pub async fn open(env: &Env, settings: &DatanodeSettings) -> Result<Arc<Self>> {
+        let (scan_env, settings) = (env.clone(), settings.clone());
+        let (volumes, versions) = env.work.io(move || open_volumes(&scan_env, &settings)).await?;
+        let storage_ids = volumes.iter().map(|volume| volume.storage_id().to_owned()).collect();
+        let store = Arc::new(Self {
+            env: env.clone(),
+            volumes,
+            versions: Mutex::new(versions),
+            map: ReplicaMap::new(storage_ids),
+            cache: IndexCache::new(INDEX_CACHE_ENTRIES),
+            next_volume: AtomicUsize::new(0),
+        });
+        let pool = store.identity().pool_id;
+        if !pool.is_empty() {
+            store.load_pool(&pool).await?;
+        }
+        Ok(store)
+    }
+
+    /// The machine.
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// The replica map.
+    pub fn map(&self) -> &ReplicaMap {
+        &self.map
+    }
+
+    /// A volume by its index.
+    pub fn volume(&self, index: usize) -> &Volume {
+        &self.volumes[index]
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Identity {
+        let versions = lock(&self.versions);
+        let highest = versions.iter().map(|version| version.epoch).max().unwrap_or(0);
+        let first = &versions[0];
+        Identity {
+            node_id: first.node_id.clone(),
+            cluster_id: first.cluster_id.clone(),
+            pool_id: first.pool_id.clone(),
+            epoch: highest,
+        }
+    }
+
+    /// Notes the cluster that this node joined, or a higher epoch: durable on every volume when this returns.
+    pub async fn join_cluster(self: &Arc<Self>, cluster_id: &str, pool_id: &str, epoch: u64) -> Result<()> {
+        let mine = self.identity();
+        for (what, mine, theirs) in [("cluster", &mine.cluster_id, cluster_id), ("block pool", &mine.pool_id, pool_id)]
+        {
+            if !mine.is_empty() && mine != theirs {
+                let text = format!(
+                    "{} belongs to {what} {mine}, but the namenode serves {what} {theirs}: \
+                     give the right namenode or another --dir",
+                    self.volumes[0].root().display()
+                );
+                return Err(Error::new(ErrorCode::WrongCluster, text).with_subject(theirs));
+            }
+        }
+        if epoch < mine.epoch {
+            let text =
+                format!("the namenode has epoch {epoch}, but this datanode has seen {}: it is an old one", mine.epoch);
+            return Err(Error::new(ErrorCode::StaleEpoch, text));
+        }
+        if mine.cluster_id == cluster_id && mine.epoch == epoch {
+            return Ok(());
+        }
+        let store = Arc::clone(self);
+        let (cluster_id, pool) = (cluster_id.to_owned(), pool_id.to_owned());
+        self.env
+            .work
+            .io(move || {
+                let mut versions = lock(&store.versions).clone();
+                for (volume, version) in store.volumes.iter().zip(&mut versions) {
+                    volume.open_pool(&pool)?;
+                    version.cluster_id.clone_from(&cluster_id);
+                    version.pool_id.clone_from(&pool);
+                    version.epoch = epoch;
+                    version.write(&*store.env.fs, volume.root())?;
+                }
+                *lock(&store.versions) = versions;
+                Ok::<(), Error>(())
+            })
+            .await?;
+        self.map.set_pool(pool_id);
+        Ok(())
+    }
+
+    async fn load_pool(self: &Arc<Self>, pool: &str) -> Result<()> {
+        self.map.set_pool(pool);
+        let scan = |index: usize| {
+            let (store, pool) = (Arc::clone(self), pool.to_owned());
+            self.env.work.io(move || {
+                let volume = &store.volumes[index];
+                volume.open_pool(&pool)?;
+                scan::scan_volume(&*store.env.fs, volume, index).map(|found| found.replicas)
+            })
+        };
+        let scans = futures_util::future::join_all((0..self.volumes.len()).map(scan)).await;
+        let mut found = scans.into_iter().collect::<Result<Vec<_>>>()?;
+        self.drop_duplicates(&mut found);
+        for (index, replicas) in found.into_iter().enumerate() {
+            self.map.load(index, replicas);
+        }
+        Ok(())
+    }
+
+    /// A block on two volumes (a volume was added from another machine, say): the better replica is served, the other left alone.
+    fn drop_duplicates(&self, found: &mut [std::collections::BTreeMap<i64, Entry>]) {
+        for second in 1..found.len() {
+            let (before, rest) = found.split_at_mut(second);
+            let Some(later) = rest.first_mut() else { return };
+            for earlier in before {
+                let common: Vec<i64> = later.keys().filter(|id| earlier.contains_key(id)).copied().collect();
+                for id in common {
+                    let rank = |entry: &Entry| scan::rank(entry.generation, &entry.kind);
+                    let later_wins = rank(&later[&id]) > rank(&earlier[&id]);
+                    tracing::warn!("block {id} lies on two volumes; the older replica is not served");
+                    if later_wins {
+                        earlier.remove(&id)
+                    } else {
+                        later.remove(&id)
+                    };
+                }
+            }
+        }
+    }
+
+    /// Figures of each volume, as heartbeats and registrations carry them. Looks at the file systems.
+    pub async fn storages(self: &Arc<Self>) -> Vec<pb::StorageInfo> {
+        let store = Arc::clone(self);
+        self.env
+            .work
+            .io(move || {
+                let of_volume = |(index, volume): (usize, &Volume)| {
+                    volume.refresh_room();
+                    let usage = volume.usage();
+                    pb::StorageInfo {
+                        storage_id: volume.storage_id().to_owned(),
+                        storage_type: pb::StorageType::Disk as i32,
+                        capacity: usage.capacity,
+                        used: usage.used,
+                        remaining: if volume.failure().is_some() { 0 } else { usage.remaining },
+                        blocks: store.map.count(index),
+                        failure: volume.failure().unwrap_or_default(),
+                    }
+                };
+                store.volumes.iter().enumerate().map(of_volume).collect()
+            })
+            .await
+    }
+
+    /// Takes the volume named, or the one with room; reserves the first step.
+    fn choose_volume(&self, storage_id: &str, bytes: u64) -> Result<usize> {
+        let usable = |index: &usize| self.volumes[*index].failure().is_none();
+        let named =
+            (0..self.volumes.len()).filter(usable).find(|index| self.volumes[*index].storage_id() == storage_id);
+        if let Some(index) = named {
+            return self.volumes[index].reserve(bytes).map(|()| index);
+        }
+        let remaining: Vec<(usize, u64)> = (0..self.volumes.len())
+            .filter(usable)
+            .map(|index| (index, self.volumes[index].usage().remaining))
+            .collect();
+        let most = remaining.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        // Volumes with about as much room as the best take turns; a much fuller one waits until the others are as full.
+        let good: Vec<usize> =
+            remaining.iter().filter(|(_, bytes)| *bytes >= most / 4 * 3).map(|(index, _)| *index).collect();
+        if good.is_empty() {
+            return Err(Error::new(ErrorCode::DiskFull, "no volume of this datanode is in service"));
+        }
+        let turn = self.next_volume.fetch_add(1, Ordering::Relaxed);
+        let index = good[turn % good.len()];
+        self.volumes[index].reserve(bytes).map(|()| index)
+    }
+
+    /// Opens a replica for reading. `generation` is the least that the reader accepts.
+    pub async fn read(self: &Arc<Self>, block: BlockId, generation: Generation) -> Result<Readable> {
+        // A replica may get a new name between the look at the map and the opening.
+        let mut last = None;
+        for _ in 0..3 {
+            let (volume, entry) = self.map.get(block).ok_or_else(|| not_found(block))?;
+            if entry.generation < generation {
+                return Err(stale(block, entry.generation, generation));
+            }
+            match &entry.kind {
+                Kind::Finalized { length, .. } => {
+                    match self.read_finalized(block, volume, entry.generation, *length).await {
+                        Err(error) if error.code() == ErrorCode::BlockNotFound => last = Some(error),
+                        other => return other,
+                    }
+                }
+                Kind::Writing(open) if !open.temporary() => {
+                    let length = open.visible();
+                    let (file, index) = open.snapshot();
+                    let state = pb::ReplicaState::BeingWritten;
+                    return Ok(self.readable(volume, entry.generation, file, Arc::new(index), length, state));
+                }
+                Kind::Recovering { index, .. } => {
+                    return self.read_recovering(block, volume, entry.generation, Arc::clone(index)).await;
+                }
+                Kind::Corrupt { path, .. } => return Err(scan::corrupt(path, &"set aside, it did not verify")),
+                Kind::Writing(_) => return Err(not_found(block)),
+                Kind::Claimed(_) => {
+                    return Err(Error::new(ErrorCode::Busy, format!("block {block} is being changed: ask again")));
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| not_found(block)))
+    }
+
+    fn readable(
+        &self,
+        volume: usize,
+        generation: Generation,
+        file: Arc<dyn File>,
+        index: Arc<BlockIndex>,
+        length: u64,
+        state: pb::ReplicaState,
+    ) -> Readable {
+        let stored = index.frames_end();
+        let storage_id = self.volumes[volume].storage_id().to_owned();
+        Readable { file, index, length, stored, generation, state, storage_id }
+    }
+
+    async fn read_recovering(
+        self: &Arc<Self>,
+        block: BlockId,
+        volume: usize,
+        generation: Generation,
+        index: Arc<BlockIndex>,
+    ) -> Result<Readable> {
+        let path = self.volumes[volume].open_path(block, generation, false)?;
+        let fs = Arc::clone(&self.env.fs);
+        let shown = path.display().to_string();
+        let file = self.env.work.io(move || fs.open(&path, cairn_common::durable::OpenMode::Read)).await;
+        let file = file.map_err(|error| Error::io(format!("opening {shown}"), &error))?;
+        let length = index.data_length();
+        Ok(self.readable(volume, generation, file, index, length, pb::ReplicaState::Recovering))
+    }
+
+    async fn read_finalized(
+        self: &Arc<Self>,
+        block: BlockId,
+        volume: usize,
+        generation: Generation,
+        length: u64,
+    ) -> Result<Readable> {
+        let path = self.volumes[volume].finalized_path(block, generation, length)?;
+        let (fs, cached, at) = (Arc::clone(&self.env.fs), self.cache.get(block, generation), path.clone());
+        let opened = self.env.work.io(move || open_with_cache(&*fs, &at, block, length, cached)).await;
+        match opened {
+            Ok((file, cached)) => {
+                self.cache.put(block, generation, cached.clone());
+                let state = pb::ReplicaState::Finalized;
+                let mut readable = self.readable(volume, generation, file, cached.index, length, state);
+                readable.stored = cached.stored;
+                Ok(readable)
+            }
+            Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                self.file_is_gone(block, generation, &path);
+                Err(not_found(block))
+            }
+            Err(OpenError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                Err(Error::io(format!("reading {}", path.display()), &error).with_subject(block.to_string()))
+            }
+            Err(flaw) => {
+                let error = scan::corrupt(&path, &flaw);
+                self.set_aside(block, generation, flaw.to_string()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Somebody removed a finalized file behind our back (unless it was renamed just now).
+    fn file_is_gone(&self, block: BlockId, generation: Generation, path: &Path) {
+        let still_there = |entry: &Entry| match entry.kind {
+            Kind::Finalized { .. } if entry.generation == generation => Ok(()),
+            _ => Err(not_found(block)),
+        };
+        if let Ok((volume, entry)) = self.map.claim(block, still_there) {
+            // The look at the map and the rename are not one step: only a claim excludes the rename.
+            if self.env.fs.metadata(path).is_ok_and(|found| found.is_some()) {
+                self.map.settle(volume, block, entry, false);
+                return;
+            }
+            tracing::warn!("{} is gone; the replica is given up", path.display());
+            if let Kind::Finalized { stored, .. } = entry.kind {
+                self.volumes[volume].removed(stored);
+            }
+            self.map.forget(volume, block, generation, true);
+        }
+    }
+}
+
+/// The replica here is older than what was asked for.
+pub(crate) fn stale(block: BlockId, here: Generation, asked: Generation) -> Error {
+    let text = format!("the replica of block {block} here has generation {here}, older than {asked}");
+    Error::new(ErrorCode::StaleGeneration, text).with_subject(block.to_string())
+}
+
+fn open_with_cache(
+    fs: &dyn cairn_common::durable::Fs,
+    path: &Path,
+    block: BlockId,
+    length: u64,
+    cached: Option<Cached>,
+) -> Result<(Arc<dyn File>, Cached), OpenError> {
+    if let Some(cached) = cached {
+        let file = fs.open(path, cairn_common::durable::OpenMode::Read)?;
+        // A file cut since it was verified must not be served short.
+        if file.len()? == cached.stored {
+            return Ok((file, cached));
+        }
+    }
+    let opened = scan::open_finalized(fs, path, block, length)?;
+    Ok((opened.file, Cached { index: Arc::new(opened.index), stored: opened.stored }))
+}
+
+/// Locks every folder, agrees on one node, and gives new folders their identity.
+fn open_volumes(env: &Env, settings: &DatanodeSettings) -> Result<(Vec<Volume>, Vec<Version>)> {
+    let mut locked = Vec::new();
+    for dir in &settings.dirs {
+        locked.push((dir, Volume::lock(&env.fs, dir)?));
+    }
+    let known = locked.iter().find_map(|(dir, (_, version))| version.clone().map(|version| (*dir, version)));
+    let node_id = known.as_ref().map_or_else(|| env.entropy.uuid(), |(_, version)| version.node_id.clone());
+    let mut volumes = Vec::new();
+    let mut versions = Vec::new();
+    let limit = settings.capacity_bytes.map(|bytes| bytes / settings.dirs.len() as u64);
+    for (dir, (lock, version)) in locked {
+        let version = match version {
+            Some(version) => version,
+            None => {
+                let mut fresh = Volume::fresh_version(env, &node_id);
+                if let Some((_, known)) = &known {
+                    fresh.cluster_id.clone_from(&known.cluster_id);
+                    fresh.pool_id.clone_from(&known.pool_id);
+                    fresh.epoch = known.epoch;
+                }
+                fresh.write(&*env.fs, dir)?;
+                fresh
+            }
+        };
+        if let Some((other, known)) = &known {
+            check_same_node(dir, &version, other, known)?;
+        }
+        if versions.iter().any(|other: &Version| other.storage_id == version.storage_id) {
+            let text = format!("{} is a copy of another volume of this datanode: it has its storage id", dir.display());
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
+        let fs = Arc::clone(&env.fs);
+        let volume = Volume::new(fs, dir, lock, version.storage_id.clone(), limit, settings.reserved_bytes);
+        volume.refresh_room();
+        volumes.push(volume);
+        versions.push(version);
+    }
+    Ok((volumes, versions))
+}
+
+fn check_same_node(dir: &Path, version: &Version, other: &Path, known: &Version) -> Result<()> {
+    for (what, this, that) in [
+        ("datanode", &version.node_id, &known.node_id),
+        ("cluster", &version.cluster_id, &known.cluster_id),
+        ("block pool", &version.pool_id, &known.pool_id),
+    ] {
+        if this != that {
+            let text = format!(
+                "{} belongs to {what} {this}, but {} to {what} {that}: they cannot serve together",
+                dir.display(),
+                other.display()
+            );
+            return Err(Error::new(ErrorCode::WrongCluster, text).with_subject(dir.display().to_string()));
+        }
+    }
+    Ok(())
+}

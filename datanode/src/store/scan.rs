@@ -1,0 +1,329 @@
+//! Reading block files: the recovery scan at start, the opening of a finalized file, the walk over frames.
+//!
+//! All of it is blocking and runs off the async threads.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_common::durable::{File, Fs, OpenMode};
+use cairn_proto::blockfile::{self, BlockFileError, BlockIndex, FOOTER_BYTES, Footer, HEADER_BYTES, MAX_HEADER_BYTES};
+use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader};
+use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::{Error, ErrorCode, Result};
+
+use super::map::{Entry, Kind};
+use super::volume::Volume;
+
+/// How much of each frame the walk looks at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Depth {
+    /// Its header.
+    Headers,
+    /// The stored bytes too.
+    Stored,
+    /// The data after decompression too.
+    Data,
+}
+
+/// What a walk over frames found.
+pub struct Walk {
+    /// The whole, valid frames from the start.
+    pub index: BlockIndex,
+    /// Why it ended before `end` or `stop_at`.
+    pub flaw: Option<FrameError>,
+}
+
+/// Walks from the first frame at `from` until the file offset `end`, or until `stop_at` bytes of data.
+pub fn walk(file: &dyn File, block: BlockId, from: u64, end: u64, stop_at: u64, depth: Depth) -> io::Result<Walk> {
+    let mut index = BlockIndex::new(from);
+    let mut payload = Vec::new();
+    while index.frames_end() < end && index.data_length() < stop_at {
+        match next_frame(file, block, &index, end, depth, &mut payload)? {
+            Ok(header) => index.push(&header),
+            Err(flaw) => return Ok(Walk { index, flaw: Some(flaw) }),
+        }
+    }
+    Ok(Walk { index, flaw: None })
+}
+
+fn next_frame(
+    file: &dyn File,
+    block: BlockId,
+    index: &BlockIndex,
+    end: u64,
+    depth: Depth,
+    payload: &mut Vec<u8>,
+) -> io::Result<Result<FrameHeader, FrameError>> {
+    let (at, left) = (index.frames_end(), end - index.frames_end());
+    if left < FRAME_HEADER_BYTES as u64 {
+        return Ok(Err(FrameError::Cut { have: left as usize, need: FRAME_HEADER_BYTES }));
+    }
+    let mut bytes = [0; FRAME_HEADER_BYTES];
+    file.read_exact_at(&mut bytes, at)?;
+    let header = match FrameHeader::decode(block, &bytes) {
+        Ok(header) => header,
+        Err(flaw) => return Ok(Err(flaw)),
+    };
+    if header.offset != index.data_length() {
+        return Ok(Err(FrameError::OutOfRange("offset")));
+    }
+    if left < header.frame_bytes() as u64 {
+        return Ok(Err(FrameError::Cut { have: left as usize, need: header.frame_bytes() }));
+    }
+    if depth == Depth::Headers {
+        return Ok(Ok(header));
+    }
+    payload.resize(header.stored_len as usize, 0);
+    file.read_exact_at(payload, at + FRAME_HEADER_BYTES as u64)?;
+    if let Err(flaw) = header.verify_stored(payload) {
+        return Ok(Err(flaw));
+    }
+    if depth == Depth::Data {
+        let taken = std::mem::take(payload);
+        if let Err(flaw) = header.open(Bytes::from(taken)) {
+            return Ok(Err(flaw));
+        }
+    }
+    Ok(Ok(header))
+}
+
+/// An opened finalized file whose header, footer and index verified.
+pub struct Opened {
+    /// The file, for reading.
+    pub file: Arc<dyn File>,
+    /// Its index.
+    pub index: BlockIndex,
+    /// Offset of its first frame.
+    pub header_bytes: u64,
+    /// Bytes on disk.
+    pub stored: u64,
+}
+
+/// Why a finalized file could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The machine's fault; says nothing about the replica.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The file is not what its name says.
+    #[error("{0}")]
+    Damaged(#[from] BlockFileError),
+    /// Footer and name disagree.
+    #[error("its footer says {footer} bytes, its name says {name}")]
+    Length {
+        /// By the footer.
+        footer: u64,
+        /// By the name.
+        name: u64,
+    },
+}
+
+/// Opens and verifies header, footer and index of a finalized file.
+pub fn open_finalized(fs: &dyn Fs, path: &Path, block: BlockId, length: u64) -> Result<Opened, OpenError> {
+    let file = fs.open(path, OpenMode::Read)?;
+    let stored = file.len()?;
+    let header_bytes = read_header(&*file, block, stored)?;
+    let tail = stored.checked_sub(FOOTER_BYTES as u64).ok_or(BlockFileError::Cut {
+        part: "footer",
+        have: stored,
+        need: FOOTER_BYTES as u64,
+    })?;
+    let mut bytes = [0; FOOTER_BYTES];
+    file.read_exact_at(&mut bytes, tail)?;
+    let footer = Footer::decode(block, &bytes, stored)?;
+    if footer.data_length() != length {
+        return Err(OpenError::Length { footer: footer.data_length(), name: length });
+    }
+    let mut bytes = vec![0; footer.index_bytes()];
+    file.read_exact_at(&mut bytes, footer.index_offset())?;
+    let index = footer.decode_index(&bytes)?;
+    Ok(Opened { file, index, header_bytes, stored })
+}
+
+fn read_header(file: &dyn File, block: BlockId, stored: u64) -> Result<u64, OpenError> {
+    let mut bytes = vec![0; stored.min(MAX_HEADER_BYTES as u64) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(blockfile::decode_header(block, &bytes)?)
+}
+
+/// What a volume held at start.
+#[derive(Default)]
+pub struct Found {
+    /// Replicas, at most one per block.
+    pub replicas: std::collections::BTreeMap<i64, Entry>,
+    /// Warnings, already logged; counted for metrics.
+    pub set_aside: u64,
+}
+
+/// Lists a volume: finalized files by name and length, open ones cut to their last whole, valid frame, copies under way removed.
+pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<Found> {
+    let root = volume.pool_root()?.to_owned();
+    let mut found = Found::default();
+    let failed = |path: &Path, error: io::Error| Error::io(format!("scanning {}", path.display()), &error);
+    for outer in list(fs, &root.join("finalized"))?.into_iter().filter(|entry| entry.is_dir) {
+        let outer_path = root.join("finalized").join(&outer.name);
+        for inner in list(fs, &outer_path)?.into_iter().filter(|entry| entry.is_dir) {
+            let folder = outer_path.join(&inner.name);
+            for file in list(fs, &folder)?.into_iter().filter(|entry| !entry.is_dir) {
+                note_finalized(fs, volume, volume_index, &folder.join(&file.name), &file.name, file.len, &mut found)?;
+            }
+        }
+    }
+    let open = root.join("rbw");
+    for file in list(fs, &open)?.into_iter().filter(|entry| !entry.is_dir) {
+        recover_open(fs, volume, &open.join(&file.name), &file.name, &mut found)?;
+    }
+    // Last, because the steps above set files aside.
+    let corrupt = root.join("corrupt");
+    for file in list(fs, &corrupt)?.into_iter().filter(|entry| !entry.is_dir) {
+        let path = corrupt.join(&file.name);
+        let Some((block, generation, length)) = blockfile::parse_name(&file.name) else {
+            volume.found(file.len);
+            continue;
+        };
+        if found
+            .replicas
+            .get(&block.0)
+            .is_some_and(|good| good.generation >= generation && !matches!(good.kind, Kind::Corrupt { .. }))
+        {
+            fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+            continue;
+        }
+        volume.found(file.len);
+        let kind = Kind::Corrupt { length: length.unwrap_or(0), stored: file.len, path };
+        found.replicas.entry(block.0).or_insert(Entry { generation, kind });
+    }
+    let temporary = root.join("tmp");
+    for file in list(fs, &temporary)? {
+        let path = temporary.join(&file.name);
+        fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+    }
+    Ok(found)
+}
+
+fn list(fs: &dyn Fs, path: &Path) -> Result<Vec<cairn_common::durable::DirEntry>> {
+    fs.read_dir(path).map_err(|error| Error::io(format!("listing {}", path.display()), &error))
+}
+
+fn note_finalized(
+    fs: &dyn Fs,
+    volume: &Volume,
+    volume_index: usize,
+    path: &Path,
+    name: &str,
+    stored: u64,
+    found: &mut Found,
+) -> Result<()> {
+    let right_place = |block, generation, length| {
+        volume.finalized_path(block, generation, length).is_ok_and(|expected| expected == path)
+    };
+    let Some((block, generation, Some(length))) = blockfile::parse_name(name)
+        .filter(|(block, generation, length)| length.is_some_and(|length| right_place(*block, *generation, length)))
+    else {
+        tracing::warn!("{} is not a block file's name or place; it is set aside and not served", path.display());
+        return set_aside(fs, volume, path, name, found);
+    };
+    let least = HEADER_BYTES + FOOTER_BYTES + if length > 0 { FRAME_HEADER_BYTES } else { 0 };
+    if stored < least as u64 {
+        tracing::warn!(
+            "{} has {stored} bytes, a block file has at least {least}; it is set aside as corrupt",
+            path.display()
+        );
+        return set_aside(fs, volume, path, name, found);
+    }
+    let newer = Entry { generation, kind: Kind::Finalized { length, stored } };
+    if let Some(older) = found.replicas.get(&block.0) {
+        // Two files of one block: only a crash between two renames, or a hand, can do that.
+        let keep_new = older.generation < generation;
+        let loser = if keep_new {
+            let Kind::Finalized { length, stored } = older.kind else { return Ok(()) };
+            volume.removed(stored);
+            volume.finalized_path(block, older.generation, length)?
+        } else {
+            path.to_owned()
+        };
+        tracing::warn!("volume {volume_index} has two files of block {block}; {} is set aside", loser.display());
+        let loser_name = loser.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        set_aside(fs, volume, &loser, &loser_name, found)?;
+        if !keep_new {
+            return Ok(());
+        }
+    }
+    volume.found(stored);
+    found.replicas.insert(block.0, newer);
+    Ok(())
+}
+
+/// Moves a file to where nothing is served from; the scan of that folder notes it.
+fn set_aside(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut Found) -> Result<()> {
+    let to = volume.corrupt_path(name)?;
+    fs.rename(path, &to).map_err(|error| Error::io(format!("setting {} aside", path.display()), &error))?;
+    found.set_aside += 1;
+    Ok(())
+}
+
+/// Cuts a file that a crash left open to its last whole, valid frame.
+fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut Found) -> Result<()> {
+    let shown = path.display();
+    let failed = |error: io::Error| Error::io(format!("recovering {shown}"), &error);
+    let Some((block, generation, None)) = blockfile::parse_name(name) else {
+        tracing::warn!("{shown} is not an open block file's name; it is set aside and not served");
+        return set_aside(fs, volume, path, name, found);
+    };
+    let older = found.replicas.get(&block.0).is_some_and(|other| {
+        other.generation > generation
+            || (matches!(other.kind, Kind::Finalized { .. }) && other.generation == generation)
+    });
+    if older {
+        tracing::warn!("{shown} is older than another replica of block {block} here; it is removed");
+        return fs.remove_file(path).map_err(failed);
+    }
+    let file = fs.open(path, OpenMode::Write).map_err(failed)?;
+    let length = file.len().map_err(failed)?;
+    let header_bytes = match read_header(&*file, block, length) {
+        Ok(header_bytes) => header_bytes,
+        Err(OpenError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(failed(error)),
+        Err(flaw) if length <= HEADER_BYTES as u64 => {
+            // Nothing was acked before the header was written: there is nothing to recover.
+            tracing::warn!("{shown} holds no data ({flaw}); it is removed");
+            return fs.remove_file(path).map_err(failed);
+        }
+        Err(flaw) => {
+            // A power cut may keep later bytes and lose the header; it holds nothing that the name does not say, and frames verify by themselves.
+            let start = HEADER_BYTES as u64;
+            let probe = walk(&*file, block, start, length, 1, Depth::Stored).map_err(failed)?;
+            if probe.index.frames() == 0 {
+                tracing::warn!("{shown} cannot be recovered ({flaw}); it is set aside as corrupt");
+                return set_aside(fs, volume, path, name, found);
+            }
+            tracing::warn!("{shown} had lost its header ({flaw}); it is written again");
+            file.write_all_at(&blockfile::encode_header(block), 0).map_err(failed)?;
+            start
+        }
+    };
+    let walk = walk(&*file, block, header_bytes, length, u64::MAX, Depth::Stored).map_err(failed)?;
+    let end = walk.index.frames_end();
+    if end < length {
+        let why = walk.flaw.map_or_else(String::new, |flaw| format!(" ({flaw})"));
+        tracing::warn!("{shown} is cut from {length} to {end} bytes, its last whole frame{why}");
+        file.set_len(end).map_err(failed)?;
+        file.sync_data().map_err(failed)?;
+    }
+    volume.found(end);
+    let kind = Kind::Recovering { index: Arc::new(walk.index), header_bytes };
+    found.replicas.insert(block.0, Entry { generation, kind });
+    Ok(())
+}
+
+/// The error of a replica that failed its own node's check.
+pub fn corrupt(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Corrupt, format!("{}: {why}", path.display())).with_subject(path.display().to_string())
+}
+
+/// Where the newer of two wins; only for replicas of one block on two volumes.
+pub fn rank(generation: Generation, kind: &Kind) -> (bool, Generation, u8) {
+    let finalized = u8::from(matches!(kind, Kind::Finalized { .. }));
+    (!matches!(kind, Kind::Corrupt { .. }), generation, finalized)
+}

@@ -1,0 +1,152 @@
+//! One worker process: how it is started, spoken to, and buried.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+
+use cairn_common::Env;
+use cairn_common::net::{read_message, write_message};
+use cairn_proto::pb::worker_order::Order;
+use cairn_proto::{Error, Result, pb};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+use super::log::AttemptLog;
+use super::owner::Event;
+
+/// What a worker's owner keeps of it.
+pub struct WorkerHandle {
+    /// Leader of its process group.
+    pub pid: u32,
+    /// Tasks for it. One slot: it gets the next only after it has reported the last.
+    pub orders: mpsc::Sender<pb::WorkerOrder>,
+    /// Where its standard error goes.
+    pub log: AttemptLog,
+}
+
+/// Starts a worker for `job` in the folder `dir`. Call it on a thread that lives as long as the worker may: the kernel kills the child when the
+/// thread that made it ends.
+pub fn start(
+    env: &Env,
+    command: &[String],
+    dir: &Path,
+    job: pb::WorkerJob,
+    number: u64,
+    events: mpsc::Sender<Event>,
+) -> Result<WorkerHandle> {
+    let mut child = spawn(command, dir).map_err(|error| Error::io("cannot start a task worker", &error))?;
+    let pid = child.id().unwrap_or_default();
+    let (orders, receiver) = mpsc::channel(2);
+    let log = AttemptLog::default();
+    let first = pb::WorkerOrder { order: Some(Order::Job(job)) };
+    if let Some(stdin) = child.stdin.take() {
+        tokio::spawn(send_orders(stdin, first, receiver));
+    }
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    tokio::spawn(live(env.clone(), child, stdout, stderr, log.clone(), number, events));
+    Ok(WorkerHandle { pid, orders, log })
+}
+
+fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
+    let mut command = match words.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        None => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("task-worker");
+            command
+        }
+    };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.current_dir(dir).process_group(0).kill_on_drop(true);
+    // A task sees nothing of the daemon's environment but the path. The allocator is told to keep few arenas and to give large
+    // pieces back, since the resident size is what counts.
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
+    command.env("HOME", dir).env("TMPDIR", dir).env("LANG", "C.UTF-8");
+    command.env("MALLOC_ARENA_MAX", "2").env("MALLOC_MMAP_THRESHOLD_", "1048576").env("MALLOC_TRIM_THRESHOLD_", "4194304");
+    if let Some(filter) = std::env::var_os("CAIRN_LOG") {
+        command.env("CAIRN_LOG", filter);
+    }
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, _exit.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // The parent may have died before the line above.
+            if libc::getppid() as u32 != parent {
+                libc::_exit(1);
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+async fn send_orders(mut stdin: ChildStdin, first: pb::WorkerOrder, mut orders: mpsc::Receiver<pb::WorkerOrder>) {
+    let mut next = Some(first);
+    while let Some(order) = next {
+        // A worker that is gone is reported by whoever waits for it.
+        if write_message(&mut stdin, &order).await.is_err() {
+            return;
+        }
+        next = orders.recv().await;
+    }
+    // Dropping its standard input tells the worker to end.
+}
+
+async fn live(
+    env: Env,
+    mut child: Child,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    log: AttemptLog,
+    number: u64,
+    events: mpsc::Sender<Event>,
+) {
+    let reports = async {
+        let Some(mut stdout) = stdout else { return };
+        while let Ok(report) = read_message::<pb::WorkerReport>(&mut stdout, "a task worker").await {
+            if events.send(Event::Report { worker: number, report }).await.is_err() {
+                return;
+            }
+        }
+    };
+    let errors = async {
+        let Some(mut stderr) = stderr else { return };
+        let mut bytes = vec![0; 8 << 10];
+        while let Ok(n @ 1..) = stderr.read(&mut bytes).await {
+            log.write(&env, &bytes[..n]).await;
+        }
+    };
+    // The pipes may be held open by a process that the worker left behind: its own end counts.
+    let both = async { tokio::join!(reports, errors) };
+    tokio::pin!(both);
+    let status = tokio::select! {
+        status = child.wait() => {
+            // What it had written before it ended is still in the pipes.
+            let _ = env.clock.timeout(std::time::Duration::from_millis(500), &mut both).await;
+            status
+        }
+        _ = &mut both => child.wait().await,
+    };
+    let how = status.map_or_else(|error| error.to_string(), describe);
+    // Nobody listens only when the executor has ended.
+    let _ = events.send(Event::Exited { worker: number, how }).await;
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}

@@ -1,0 +1,99 @@
+//! Copies of finalized replicas to other nodes: repair and balancing, ordered by the namenode.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cairn_common::net::{self, Conn, opening};
+use cairn_proto::dataplane::{Marker, MarkerKind};
+use cairn_proto::{Error, ErrorCode, Result, pb};
+use tokio::io::AsyncWriteExt;
+
+use super::Transfer;
+
+/// Sends a finalized replica to the first target, which passes it on to the others. Returns its length.
+pub async fn replicate(transfer: &Arc<Transfer>, order: &pb::ReplicateBlock) -> Result<u64> {
+    let (block, generation) = transfer.check_block(order.block.as_ref())?;
+    let Some((first, rest)) = order.targets.split_first() else {
+        return Err(Error::new(ErrorCode::InvalidArgument, format!("copy of block {block}: no targets")));
+    };
+    let readable = transfer.store.read(block, generation).await?;
+    if readable.state != pb::ReplicaState::Finalized {
+        let text = format!("block {block} is not finalized here: it cannot be copied");
+        return Err(Error::new(ErrorCode::Busy, text).with_subject(block.to_string()));
+    }
+    transfer.metrics.copies.fetch_add(1, Ordering::Relaxed);
+    let write = pb::WriteBlock {
+        block: Some(pb::Block {
+            pool: transfer.store.map().pool().to_owned(),
+            id: block.0,
+            generation: readable.generation.0,
+        }),
+        stage: pb::WriteStage::Transfer as i32,
+        targets: rest.to_vec(),
+        storage_id: first.storage_id.clone(),
+        storage_type: first.storage_type,
+        block_size: readable.length.max(1),
+        client_name: "replication".into(),
+        ..Default::default()
+    };
+    let mut conn = begin_write(transfer, &first.address, write).await?.0;
+    let finish = Marker { kind: MarkerKind::Finish, length: readable.length }.encode(block);
+    let length = readable.length;
+    let sent = async {
+        if let Some(range) = readable.index.file_range(0, length) {
+            transfer.metrics.bytes_sent.fetch_add(range.end - range.start, Ordering::Relaxed);
+            net::send_range(&mut conn, &transfer.env.work, readable.file, range).await?;
+        }
+        conn.write_all(&finish).await
+    };
+    let sent = sent.await;
+    // If sending failed, the other side may have said why.
+    let acked = await_finish(transfer, &mut conn, &first.address).await;
+    match (sent, acked) {
+        (_, Ok(())) => Ok(length),
+        (Err(error), Err(ack)) if ack.code() == ErrorCode::Unreachable => {
+            Err(Error::io(format!("sending block {block} to {}", first.address), &error))
+        }
+        (_, Err(error)) => Err(error),
+    }
+}
+
+/// Dials a datanode and opens a write there. Returns the storages that were taken.
+pub async fn begin_write(transfer: &Transfer, address: &str, write: pb::WriteBlock) -> Result<(Conn, Vec<String>)> {
+    let limit = transfer.settings.connect_timeout();
+    let hello = transfer.hello();
+    let mut conn = opening::open_data(&transfer.env.net, address, &hello, limit).await?;
+    let patience = limit * (write.targets.len() as u32 + 1) + Duration::from_secs(12);
+    let request = pb::DataRequest { op: Some(pb::data_request::Op::Write(write)) };
+    let ask = async {
+        let sent = net::write_message(&mut conn, &request).await;
+        sent.map_err(|error| Error::io(format!("asking {address}"), &error))?;
+        net::read_message::<pb::WriteReady>(&mut conn, address).await
+    };
+    let ready = transfer.env.clock.timeout(patience, ask).await.map_err(|_| silent(address))??;
+    match ready.error {
+        Some(error) => Err(Error::from_wire(error)),
+        None => Ok((conn, ready.storage_ids)),
+    }
+}
+
+/// Reads acks until the finish is acked.
+pub async fn await_finish(transfer: &Transfer, conn: &mut Conn, address: &str) -> Result<()> {
+    let limit = Duration::from_millis(transfer.settings.pipeline_timeout_ms.saturating_mul(2));
+    loop {
+        let read = net::read_message::<pb::WriteAck>(conn, address);
+        let ack = transfer.env.clock.timeout(limit, read).await.map_err(|_| silent(address))??;
+        match ack.kind() {
+            pb::AckKind::AckFinished => return Ok(()),
+            pb::AckKind::AckError => {
+                return Err(ack.error.map_or_else(|| silent(address), Error::from_wire));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn silent(address: &str) -> Error {
+    Error::new(ErrorCode::TimedOut, format!("{address} did not answer in time")).with_subject(address)
+}

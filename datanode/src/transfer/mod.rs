@@ -1,0 +1,220 @@
+//! The data plane: writes in pipelines, reads, copies to other nodes.
+//!
+//! # Overview
+//! [`Transfer`] is what all operations share. [`serve_data`] carries out the operations of one connection one after the other. The contract of the
+//! wire is in `cairn_proto::dataplane`.
+//!
+//! # Limits
+//! At most `max_transfers` operations at once; each holds a bounded number of bytes. All waits on peers end by a timeout.
+
+pub mod ack;
+pub mod copy;
+pub mod disk;
+pub mod read;
+pub mod recover;
+#[cfg(test)]
+mod tests;
+pub mod wire;
+pub mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cairn_common::Env;
+use cairn_common::net::{self, Conn};
+use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::{Error, ErrorCode, Result, pb};
+use tokio::sync::{Semaphore, watch};
+
+use crate::MapOutputs;
+use crate::settings::DatanodeSettings;
+use crate::store::BlockStore;
+
+/// Counters for `/metrics`.
+#[derive(Default, Debug)]
+pub struct Metrics {
+    /// Operations under way.
+    pub active: AtomicU64,
+    /// Bytes of frames received.
+    pub bytes_received: AtomicU64,
+    /// Bytes sent to readers.
+    pub bytes_sent: AtomicU64,
+    /// Writes asked for.
+    pub writes: AtomicU64,
+    /// Writes that broke.
+    pub writes_failed: AtomicU64,
+    /// Reads asked for.
+    pub reads: AtomicU64,
+    /// Copies sent to other nodes.
+    pub copies: AtomicU64,
+    /// Replicas deleted by order of the namenode.
+    pub deleted: AtomicU64,
+    /// Operations refused because too many were under way.
+    pub refused: AtomicU64,
+}
+
+/// What all operations share.
+pub struct Transfer {
+    pub(crate) env: Env,
+    pub(crate) settings: Arc<DatanodeSettings>,
+    pub(crate) store: Arc<BlockStore>,
+    pub(crate) metrics: Metrics,
+    pub(crate) user: String,
+    map_outputs: Option<Arc<dyn MapOutputs>>,
+    slots: Semaphore,
+    /// Whole-replica checks disturb everybody, so few run at once.
+    checks: Semaphore,
+    stop: watch::Sender<bool>,
+    outcomes: Option<Arc<dyn cairn_common::kv::KeyValue>>,
+}
+
+impl Transfer {
+    /// Over a store.
+    pub fn new(
+        env: &Env,
+        settings: &Arc<DatanodeSettings>,
+        store: &Arc<BlockStore>,
+        map_outputs: Option<Arc<dyn MapOutputs>>,
+        outcomes: Option<Arc<dyn cairn_common::kv::KeyValue>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            env: env.clone(),
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            metrics: Metrics::default(),
+            user: cairn_common::process::user_name(),
+            map_outputs,
+            slots: Semaphore::new(settings.max_transfers),
+            checks: Semaphore::new(2),
+            stop: watch::channel(false).0,
+            outcomes,
+        })
+    }
+
+    /// Ends all operations in an orderly way.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Resolves when the daemon ends.
+    pub async fn stopping(&self) {
+        let mut stop = self.stop.subscribe();
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// What this node says of itself when it dials another.
+    pub fn hello(&self) -> pb::Hello {
+        let identity = self.store.identity();
+        pb::Hello {
+            user: self.user.clone(),
+            cluster_id: identity.cluster_id,
+            role: "datanode".into(),
+            peer_id: identity.node_id,
+            software: env!("CARGO_PKG_VERSION").into(),
+            epoch: identity.epoch,
+            token: Default::default(),
+        }
+    }
+
+    /// Checks that a request names a block of our pool.
+    pub fn check_block(&self, block: Option<&pb::Block>) -> Result<(BlockId, Generation)> {
+        let Some(block) = block else {
+            return Err(Error::new(ErrorCode::InvalidArgument, "the request names no block"));
+        };
+        let pool = self.store.map().pool();
+        if block.pool != pool {
+            let text = format!("block {} is of pool {:?}, this datanode serves {pool:?}", block.id, block.pool);
+            return Err(Error::new(ErrorCode::WrongCluster, text).with_subject(block.id.to_string()));
+        }
+        if block.id <= 0 {
+            let text = format!("{} is no block id: they are positive", block.id);
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
+        Ok((BlockId(block.id), Generation(block.generation)))
+    }
+
+    /// Verifies a replica and notes the outcome.
+    pub async fn verify(&self, block: BlockId, generation: Generation) -> Result<(u64, u64)> {
+        // The semaphore is never closed; were it, verifying at once is still right.
+        let _permit = self.checks.acquire().await.ok();
+        let outcome = self.store.verify(block, generation).await;
+        if let Some(outcomes) = &self.outcomes {
+            let noted = match &outcome {
+                Ok((length, _)) => serde_json::json!({"at_ms": self.env.clock.wall_ms(), "length": length}),
+                Err(error) => serde_json::json!({"at_ms": self.env.clock.wall_ms(), "error": error.message()}),
+            };
+            let (outcomes, key) = (Arc::clone(outcomes), format!("verified/{block}"));
+            let put = self.env.work.io(move || outcomes.put(key.as_bytes(), noted.to_string().as_bytes())).await;
+            if let Err(error) = put {
+                // It can be learnt again by verifying again.
+                tracing::warn!("the outcome of a check could not be noted: {error}");
+            }
+        }
+        outcome
+    }
+}
+
+/// Counts an operation while it lives.
+struct Active<'a>(&'a AtomicU64);
+
+impl<'a> Active<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Carries out the operations of one connection until it ends.
+pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
+    let who = conn.peer_addr().to_string();
+    loop {
+        let idle = transfer.settings.idle_timeout();
+        let read = transfer.env.clock.timeout(idle, net::read_message::<pb::DataRequest>(&mut conn, &who));
+        let request = tokio::select! {
+            biased;
+            () = transfer.stopping() => return,
+            request = read => match request {
+                Ok(Ok(request)) => request,
+                Ok(Err(error)) => {
+                    tracing::debug!("{who}: {error}");
+                    return;
+                }
+                Err(_) => return,
+            },
+        };
+        let Some(op) = request.op else {
+            tracing::debug!("{who} sent an operation that this version does not know");
+            return;
+        };
+        let Ok(_slot) = transfer.slots.try_acquire() else {
+            transfer.metrics.refused.fetch_add(1, Ordering::Relaxed);
+            let text = format!("{} transfers are under way, no more are taken now", transfer.settings.max_transfers);
+            if read::refuse(&mut conn, &op, &Error::new(ErrorCode::Busy, text)).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let _active = Active::new(&transfer.metrics.active);
+        let done = match op {
+            pb::data_request::Op::Write(request) => {
+                transfer.metrics.writes.fetch_add(1, Ordering::Relaxed);
+                write::serve(&transfer, conn, request).await;
+                return;
+            }
+            pb::data_request::Op::Read(request) => read::serve_read(&transfer, &mut conn, request).await,
+            pb::data_request::Op::Info(request) => read::serve_info(&transfer, &mut conn, request).await,
+            pb::data_request::Op::Verify(request) => read::serve_verify(&transfer, &mut conn, request).await,
+            pb::data_request::Op::MapOutput(request) => read::serve_map_output(&transfer, &mut conn, request).await,
+        };
+        if let Err(error) = done {
+            tracing::debug!("{who}: {error}");
+            return;
+        }
+    }
+}

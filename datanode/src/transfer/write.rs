@@ -1,0 +1,449 @@
+//! One node of a write pipeline.
+//!
+//! # Overview
+//! ```text
+//!            frames                        frames
+//! upstream ---------> feed --------------------------------> next node
+//!                       \--(bounded)--> disk task               |
+//! upstream <--------- acks <-- events --/     <-- acks ---------/
+//! ```
+//! `feed` verifies each frame, forwards it and hands it to the disk; forwarding does not wait for the disk unless its queue is full. `acks` merges
+//! what the disk and the next node hold. The disk task is a task of its own and always runs to its end.
+//!
+//! # Consistency
+//! An ack of length L means that this node and all below hold L bytes, verified. A finished replica is reported to the namenode before its ack.
+//!
+//! # Crash, loss of a connection
+//! What was written stays as a recovering replica; a writer that comes back with a new generation goes on with it, after this one was stopped.
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cairn_common::net::{self, Conn, opening};
+use cairn_proto::dataplane::{Marker, MarkerKind};
+use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::{Error, ErrorCode, MAX_BLOCK_SIZE, MAX_REPLICATION, Result, pb};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::Transfer;
+use super::ack::{Acks, Event, Progress};
+use super::disk::{self, Job, Sink};
+use super::wire::{Item, UnitReader};
+use crate::store::ops::{NewReplica, Recovered, Recovery};
+use crate::store::writer::{Chunk, OpenReplica};
+
+/// Events that may wait.
+const EVENTS: usize = 256;
+/// The budget of waiting bytes is counted in units of this.
+const BUDGET_UNIT: usize = 1 << 10;
+/// After an error the rest of the stream is read and dropped for this long, so that the peer gets to read the reason.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Why a write ended.
+#[derive(Debug)]
+pub struct Broken {
+    /// What happened.
+    pub error: Error,
+    /// Index of the node that failed, 0 = this one; `None`: the writer itself is gone, nobody is to be told.
+    pub index: Option<u32>,
+}
+
+impl Broken {
+    /// This node failed.
+    pub fn here(error: Error) -> Self {
+        Self { error, index: Some(0) }
+    }
+
+    /// A node below failed; `index` as the next node counts.
+    pub fn below(error: Error, index: u32) -> Self {
+        Self { error, index: Some(index.saturating_add(1)) }
+    }
+
+    /// The writer is gone.
+    pub fn above(error: Error) -> Self {
+        Self { error, index: None }
+    }
+}
+
+/// The open pipeline below this node.
+struct Below {
+    reader: ReadHalf<Conn>,
+    writer: WriteHalf<Conn>,
+    storage_ids: Vec<String>,
+}
+
+/// A checked request.
+struct Plan {
+    block: BlockId,
+    generation: Generation,
+    request: pb::WriteBlock,
+}
+
+/// Serves one write; the connection ends with it.
+pub async fn serve(transfer: &Arc<Transfer>, mut conn: Conn, request: pb::WriteBlock) {
+    let peer = conn.peer_addr();
+    let (block, stage) = (request.block.as_ref().map_or(0, |block| block.id), request.stage());
+    match open_pipeline(transfer, request).await {
+        Err(Broken { error, index }) => {
+            tracing::warn!("block {block} ({stage:?}) from {peer} refused: {error}");
+            let ready =
+                pb::WriteReady { error: Some(error.to_wire()), failed_index: index.unwrap_or(0), storage_ids: vec![] };
+            let _ = net::write_message(&mut conn, &ready).await;
+            let _ = conn.shutdown().await;
+            let _ = transfer.env.clock.timeout(LINGER, drain(&mut conn)).await;
+        }
+        Ok((plan, sink, below)) => {
+            if let Err(broken) = Write::start(transfer, conn, &plan, sink, below).run().await {
+                transfer.metrics.writes_failed.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("write of block {block} from {peer} broke: {}", broken.error);
+            }
+        }
+    }
+}
+
+async fn drain(conn: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let mut bytes = vec![0; 64 << 10];
+    while conn.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+}
+
+fn check(transfer: &Transfer, request: pb::WriteBlock) -> Result<Plan> {
+    let (block, generation) = transfer.check_block(request.block.as_ref())?;
+    if request.block_size > MAX_BLOCK_SIZE {
+        let text = format!("a block of {} bytes is larger than {MAX_BLOCK_SIZE}", request.block_size);
+        return Err(Error::new(ErrorCode::InvalidArgument, text));
+    }
+    if request.targets.len() >= MAX_REPLICATION as usize {
+        let text = format!("a pipeline of {} nodes is longer than {MAX_REPLICATION}", request.targets.len() + 1);
+        return Err(Error::new(ErrorCode::InvalidArgument, text));
+    }
+    Ok(Plan { block, generation, request })
+}
+
+/// Opens this node's replica and the pipeline below, at the same time.
+async fn open_pipeline(
+    transfer: &Arc<Transfer>,
+    request: pb::WriteBlock,
+) -> Result<(Plan, Sink, Option<Below>), Broken> {
+    let plan = check(transfer, request).map_err(Broken::here)?;
+    let (opened, joined) = {
+        // The opening of the replica is never dropped in the middle: a claim would stay.
+        let mut sink = pin!(open_sink(transfer, &plan));
+        let mut below = pin!(open_below(transfer, &plan));
+        tokio::select! {
+            opened = &mut sink => match opened {
+                Ok(opened) => (Ok(opened), below.await),
+                // A pipeline below that hears no more closes by itself.
+                Err(error) => return Err(Broken::here(error)),
+            },
+            joined = &mut below => (sink.await, joined),
+        }
+    };
+    match (opened, joined) {
+        (Ok(sink), Ok(below)) => Ok((plan, sink, below)),
+        (Err(error), _) => Err(Broken::here(error)),
+        (Ok(sink), Err(broken)) => {
+            abandon(transfer, sink).await;
+            Err(broken)
+        }
+    }
+}
+
+async fn abandon(transfer: &Arc<Transfer>, sink: Sink) {
+    let (jobs, queue) = mpsc::channel(1);
+    let (events, _) = mpsc::channel(1);
+    drop(jobs);
+    disk::run(Arc::clone(transfer), sink, queue, Arc::default(), events).await;
+}
+
+async fn open_sink(transfer: &Transfer, plan: &Plan) -> Result<Sink> {
+    let request = &plan.request;
+    let block_size = if request.block_size == 0 { cairn_proto::DEFAULT_BLOCK_SIZE } else { request.block_size };
+    if request.stage() == pb::WriteStage::PipelineRecovery {
+        let recovery = Recovery {
+            block: plan.block,
+            old_generation: Generation(request.old_generation),
+            new_generation: plan.generation,
+            keep_length: request.keep_length,
+            block_size,
+        };
+        return Ok(match transfer.store.recover(recovery).await? {
+            Recovered::Open(writer) => Sink::Writer(writer),
+            Recovered::Finalized(matcher) => Sink::Matcher(matcher),
+        });
+    }
+    let new = NewReplica {
+        block: plan.block,
+        generation: plan.generation,
+        storage_id: request.storage_id.clone(),
+        block_size,
+        temporary: request.stage() == pb::WriteStage::Transfer,
+    };
+    transfer.store.create(new).await.map(Sink::Writer)
+}
+
+/// Dials the next node and passes the request on. Errors carry the index of the node that failed.
+async fn open_below(transfer: &Transfer, plan: &Plan) -> Result<Option<Below>, Broken> {
+    let Some((next, rest)) = plan.request.targets.split_first() else { return Ok(None) };
+    let limit = transfer.settings.connect_timeout();
+    let request = pb::WriteBlock {
+        targets: rest.to_vec(),
+        storage_id: next.storage_id.clone(),
+        storage_type: next.storage_type,
+        ..plan.request.clone()
+    };
+    let request = pb::DataRequest { op: Some(pb::data_request::Op::Write(request)) };
+    let hello = transfer.hello();
+    let dial = async {
+        let mut conn = opening::open_data(&transfer.env.net, &next.address, &hello, limit).await?;
+        let sent = net::write_message(&mut conn, &request).await;
+        sent.map_err(|error| Error::io(format!("passing the write on to {}", next.address), &error))?;
+        Ok(conn)
+    };
+    let mut conn = dial.await.map_err(|error: Error| Broken::below(error, 0))?;
+    // Each node below may need a dial of its own, and a fence of an older writer.
+    let patience = limit * (rest.len() as u32 + 1) + Duration::from_secs(12);
+    let ready: pb::WriteReady =
+        match transfer.env.clock.timeout(patience, net::read_message(&mut conn, &next.address)).await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(error)) => return Err(Broken::below(error, 0)),
+            Err(_) => {
+                let text = format!("{} did not open its part of the pipeline within {patience:?}", next.address);
+                return Err(Broken::below(Error::new(ErrorCode::TimedOut, text), 0));
+            }
+        };
+    if let Some(error) = ready.error {
+        return Err(Broken::below(Error::from_wire(error), ready.failed_index));
+    }
+    let (reader, writer) = conn.split();
+    Ok(Some(Below { reader, writer, storage_ids: ready.storage_ids }))
+}
+
+/// A write under way.
+struct Write<'a> {
+    transfer: &'a Arc<Transfer>,
+    plan: &'a Plan,
+    up_reader: ReadHalf<Conn>,
+    up: WriteHalf<Conn>,
+    below: Option<Below>,
+    storage_ids: Vec<String>,
+    kept: u64,
+    open: Option<Arc<OpenReplica>>,
+    progress: Progress,
+    jobs: mpsc::Sender<Job>,
+    events: mpsc::Sender<Event>,
+    queue: mpsc::Receiver<Event>,
+}
+
+impl<'a> Write<'a> {
+    fn start(transfer: &'a Arc<Transfer>, conn: Conn, plan: &'a Plan, sink: Sink, below: Option<Below>) -> Self {
+        let kept = sink.length();
+        let mut storage_ids = vec![sink.storage_id().to_owned()];
+        storage_ids.extend(below.iter().flat_map(|below| below.storage_ids.iter().cloned()));
+        let open = match &sink {
+            Sink::Writer(writer) => Some(Arc::clone(writer.open())),
+            Sink::Matcher(_) => None,
+        };
+        let progress = Progress::default();
+        progress.received.store(kept, Ordering::Release);
+        progress.written.store(kept, Ordering::Release);
+        let (jobs, job_queue) = mpsc::channel(disk::JOBS);
+        let (events, queue) = mpsc::channel(EVENTS);
+        let disk = disk::run(Arc::clone(transfer), sink, job_queue, Arc::clone(&progress.written), events.clone());
+        tokio::spawn(disk);
+        let (up_reader, up) = conn.split();
+        Self { transfer, plan, up_reader, up, below, storage_ids, kept, open, progress, jobs, events, queue }
+    }
+
+    async fn run(self) -> Result<(), Broken> {
+        let Self { transfer, plan, up_reader, mut up, below, storage_ids, kept, open, progress, jobs, events, queue } =
+            self;
+        let ready = pb::WriteReady { error: None, failed_index: 0, storage_ids };
+        let sent = net::write_message(&mut up, &ready).await;
+        sent.map_err(|error| Broken::above(Error::io("answering the writer", &error)))?;
+        let (below_reader, below_writer) = below.map_or((None, None), |b| (Some(b.reader), Some(b.writer)));
+        let sending = AtomicBool::new(false);
+        let acks = Acks::new(transfer, &mut up, queue, &progress, open.clone(), below_reader.is_some(), kept, &sending);
+        let mut units = UnitReader::new(up_reader, plan.block, kept);
+        let feed = Feed {
+            transfer,
+            block: plan.block,
+            limit: if plan.request.block_size == 0 { MAX_BLOCK_SIZE } else { plan.request.block_size },
+            units: &mut units,
+            below: below_writer,
+            progress: &progress,
+            jobs,
+            budget: Arc::new(Semaphore::new(disk::WAITING_BYTES / BUDGET_UNIT)),
+            events: events.clone(),
+        };
+        let stopped = stopped(transfer, plan.block, open);
+        let all = async { tokio::try_join!(feed.run(), acks.run(), watch_below(below_reader, events)).map(|_| ()) };
+        let outcome = tokio::select! {
+            biased;
+            broken = stopped => Err(broken),
+            outcome = all => outcome,
+        };
+        if let Err(broken) = &outcome {
+            // Half an ack on the wire: a second one would be read as its rest.
+            if let Some(index) = broken.index.filter(|_| !sending.load(Ordering::Relaxed)) {
+                let tell = tell_failure(&mut up, units.conn(), &broken.error, index);
+                let _ = transfer.env.clock.timeout(LINGER, tell).await;
+            }
+        }
+        let _ = up.shutdown().await;
+        outcome
+    }
+}
+
+/// Tells the writer why the pipeline broke, and gives it time to hear it.
+async fn tell_failure(up: &mut WriteHalf<Conn>, reader: &mut ReadHalf<Conn>, error: &Error, failed_index: u32) {
+    let kind = pb::AckKind::AckError as i32;
+    let ack = pb::WriteAck { kind, length: 0, error: Some(error.to_wire()), failed_index };
+    let _ = net::write_message(up, &ack).await;
+    let _ = up.shutdown().await;
+    drain(reader).await;
+}
+
+/// Resolves when this write must stop: a newer writer fences it, or the daemon ends.
+async fn stopped(transfer: &Transfer, block: BlockId, open: Option<Arc<OpenReplica>>) -> Broken {
+    let fenced = async {
+        match &open {
+            Some(open) => open.fenced().await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = fenced => {
+            let text = format!("a newer writer took over block {block}");
+            Broken::here(Error::new(ErrorCode::StaleGeneration, text).with_subject(block.to_string()))
+        }
+        () = transfer.stopping() => Broken::here(Error::new(ErrorCode::Unreachable, "the datanode is shutting down")),
+    }
+}
+
+/// Reads the acks of the node below.
+async fn watch_below(reader: Option<ReadHalf<Conn>>, events: mpsc::Sender<Event>) -> Result<(), Broken> {
+    let Some(mut reader) = reader else { return Ok(()) };
+    loop {
+        let event = match net::read_message::<pb::WriteAck>(&mut reader, "the next datanode").await {
+            Ok(ack) => Event::Below(ack),
+            Err(error) => Event::BelowLeft(error),
+        };
+        let last = match &event {
+            Event::Below(ack) => matches!(ack.kind(), pb::AckKind::AckFinished | pb::AckKind::AckError),
+            _ => true,
+        };
+        if events.send(event).await.is_err() || last {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads, verifies, forwards, hands to the disk.
+struct Feed<'a> {
+    transfer: &'a Transfer,
+    block: BlockId,
+    /// Upper bound of the block's length.
+    limit: u64,
+    units: &'a mut UnitReader<ReadHalf<Conn>>,
+    below: Option<WriteHalf<Conn>>,
+    progress: &'a Progress,
+    jobs: mpsc::Sender<Job>,
+    budget: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Feed<'_> {
+    async fn run(mut self) -> Result<(), Broken> {
+        let idle = self.transfer.settings.idle_timeout();
+        loop {
+            let item = match self.transfer.env.clock.timeout(idle, self.units.next()).await {
+                Ok(Ok(item)) => item,
+                Ok(Err(error)) if error.code() == ErrorCode::Unreachable => return Err(Broken::above(error)),
+                Ok(Err(error)) => return Err(Broken::here(error)),
+                Err(_) => {
+                    let text = format!("the writer of block {} said nothing for {idle:?}", self.block);
+                    return Err(Broken::here(Error::new(ErrorCode::TimedOut, text)));
+                }
+            };
+            match item {
+                Item::End => {
+                    let text = format!("the writer of block {} left before it finished", self.block);
+                    return Err(Broken::above(Error::new(ErrorCode::Unreachable, text)));
+                }
+                Item::Frames(chunk) => self.on_frames(chunk).await?,
+                Item::Marker(marker) => {
+                    self.on_marker(marker).await?;
+                    if marker.kind == MarkerKind::Finish {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn on_frames(&mut self, chunk: Chunk) -> Result<(), Broken> {
+        let end = chunk.headers.last().map_or(0, |header| header.end());
+        if end > self.limit {
+            let text = format!("block {} grows to {end} bytes, more than its size of {}", self.block, self.limit);
+            return Err(Broken::here(Error::new(ErrorCode::InvalidArgument, text)));
+        }
+        self.progress.received.store(end, Ordering::Release);
+        self.transfer.metrics.bytes_received.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        let units = chunk.bytes.len().div_ceil(BUDGET_UNIT).min(disk::WAITING_BYTES / BUDGET_UNIT) as u32;
+        let bytes = chunk.bytes.clone();
+        // The disk gets it first if it has room, so that it works while we forward.
+        let waiting = match Arc::clone(&self.budget).try_acquire_many_owned(units) {
+            Err(_) => Some(chunk),
+            Ok(permit) => match self.jobs.try_send(Job::Frames(chunk, permit)) {
+                Ok(()) => None,
+                Err(mpsc::error::TrySendError::Full(Job::Frames(chunk, _))) => Some(chunk),
+                Err(_) => return self.disk_is_gone().await,
+            },
+        };
+        self.forward(&bytes).await?;
+        let Some(chunk) = waiting else { return Ok(()) };
+        let Ok(permit) = Arc::clone(&self.budget).acquire_many_owned(units).await else {
+            return self.disk_is_gone().await;
+        };
+        match self.jobs.send(Job::Frames(chunk, permit)).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.disk_is_gone().await,
+        }
+    }
+
+    async fn on_marker(&mut self, marker: Marker) -> Result<(), Broken> {
+        let received = self.progress.received.load(Ordering::Acquire);
+        if marker.length != received {
+            let text =
+                format!("the writer of block {} says it sent {} bytes, {received} arrived", self.block, marker.length);
+            return Err(Broken::here(Error::new(ErrorCode::InvalidArgument, text)));
+        }
+        let _ = self.events.send(Event::Expect(marker.kind)).await;
+        self.forward(&marker.encode(self.block)).await?;
+        if marker.kind != MarkerKind::Heartbeat && self.jobs.send(Job::Marker(marker.kind)).await.is_err() {
+            return self.disk_is_gone().await;
+        }
+        Ok(())
+    }
+
+    async fn forward(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        let Some(below) = &mut self.below else { return Ok(()) };
+        if let Err(error) = below.write_all(bytes).await {
+            // It may have said why: the way back decides.
+            let error = Error::io("sending to the next datanode", &error);
+            let _ = self.events.send(Event::BelowDeaf(error)).await;
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    /// The disk task ended: it has told the way back, which decides.
+    async fn disk_is_gone(&self) -> Result<(), Broken> {
+        pending::<()>().await;
+        Ok(())
+    }
+}

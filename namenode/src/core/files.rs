@@ -1,0 +1,128 @@
+//! Creating a file.
+
+use cairn_proto::pb::{self, edit::Kind};
+use cairn_proto::{BLOCK_SIZE_UNIT, Error, ErrorCode};
+
+use super::inode::{Inode, MODE_MASK};
+use super::permissions::{WRITE, Who};
+use super::recovery::RECOVERY_HOLDER;
+use super::tree::Resolved;
+use super::{Carries, Core, Turn};
+
+/// Longest name of a lease holder, bytes.
+const MAX_CLIENT_NAME: usize = 1_000;
+
+impl Core {
+    pub(super) fn create(
+        &mut self,
+        turn: &mut Turn<'_>,
+        who: &Who<'_>,
+        request: &pb::CreateRequest,
+    ) -> Result<pb::CreateResponse, Error> {
+        let path = &request.path;
+        let fail = |code, message: String| Error::new(code, message).with_subject(path);
+        let (replication, block_size) = self.checked_shape(request)?;
+        let resolved = self.resolve_for_change(who, path, "create file")?;
+        let replaces = self.check_target(turn, who, request, &resolved)?;
+        if resolved.parent().is_none() && !request.create_parents {
+            let parent = resolved.prefix(resolved.parts.len().saturating_sub(1));
+            return Err(fail(ErrorCode::FileNotFound, format!("Parent directory doesn't exist: {parent}")));
+        }
+        if replaces == 0 {
+            self.check_access(who, resolved.deepest(), WRITE)?;
+        }
+        let above = self.tree.get(resolved.deepest()).map_or(0o755, Inode::mode) | 0o300;
+        let parent = match resolved.parent() {
+            Some(parent) => parent,
+            None => self.make_parents(turn, who, &resolved, above)?,
+        };
+        let inode = self.counters.inode + 1;
+        let edit = pb::EditCreate {
+            inode,
+            parent,
+            name: bytes::Bytes::copy_from_slice(resolved.name().as_bytes()),
+            owner: who.caller.user.clone(),
+            group: self.group_of(parent),
+            permission: request.permission & MODE_MASK,
+            replication,
+            block_size,
+            client_name: request.client_name.clone(),
+            replaces,
+        };
+        self.commit(turn, Carries::Answer, Kind::Create(edit))?;
+        if replaces != 0 {
+            self.free_now();
+        }
+        Ok(pb::CreateResponse { status: self.status(inode, path) })
+    }
+
+    /// Replication and block size with the defaults filled in.
+    fn checked_shape(&self, request: &pb::CreateRequest) -> Result<(u32, u64), Error> {
+        let settings = &self.settings;
+        let invalid = |message: String| Error::new(ErrorCode::InvalidArgument, message).with_subject(&request.path);
+        let replication = if request.replication == 0 { settings.default_replication } else { request.replication };
+        self.check_replication(&request.path, replication)?;
+        let size = if request.block_size == 0 { settings.default_block_size } else { request.block_size };
+        if size < settings.min_block_size || size > settings.max_block_size {
+            let (low, high) = (settings.min_block_size, settings.max_block_size);
+            return Err(invalid(format!(
+                "Specified block size {size} for {} is not within {low} to {high}",
+                request.path
+            )));
+        }
+        if size % BLOCK_SIZE_UNIT != 0 {
+            return Err(invalid(format!("Specified block size {size} for {} is no multiple of 512", request.path)));
+        }
+        if request.client_name == RECOVERY_HOLDER {
+            return Err(invalid(format!("The client name {RECOVERY_HOLDER} belongs to the namenode")));
+        }
+        if request.client_name.is_empty() || request.client_name.len() > MAX_CLIENT_NAME {
+            return Err(invalid(format!("The client name must have 1 to {MAX_CLIENT_NAME} bytes")));
+        }
+        Ok((replication, size))
+    }
+
+    /// What lies at the path already: an error, or the file that will be replaced (0: none).
+    fn check_target(
+        &mut self,
+        turn: &mut Turn<'_>,
+        who: &Who<'_>,
+        request: &pb::CreateRequest,
+        resolved: &Resolved<'_>,
+    ) -> Result<u64, Error> {
+        let path = &request.path;
+        let exists = |message: String| Error::new(ErrorCode::FileAlreadyExists, message).with_subject(path);
+        let Some(there) = resolved.last() else { return Ok(0) };
+        if self.tree.get(there).is_some_and(Inode::is_directory) {
+            return Err(exists(format!("{path} already exists as a directory")));
+        }
+        if request.overwrite {
+            if let Some(parent) = resolved.parent() {
+                self.check_access(who, parent, WRITE)?;
+                self.check_sticky(who, parent, there)?;
+            }
+            self.check_access(who, there, WRITE)?;
+            return Ok(there);
+        }
+        if self.tree.get(there).is_some_and(Inode::is_open) {
+            let holder = self.leases.holder_of(there).unwrap_or("").to_owned();
+            if holder == request.client_name
+                || !self.leases.is_older(there, self.settings.lease_soft_limit_ms, self.now_ms)
+            {
+                let message = format!(
+                    "Failed to CREATE_FILE {path} for {} on {} because this file lease is currently owned by {holder}",
+                    request.client_name, who.caller.host,
+                );
+                return Err(Error::new(ErrorCode::AlreadyBeingCreated, message).with_subject(path));
+            }
+            if !self.take_over(turn, there)? {
+                let message = format!(
+                    "Failed to CREATE_FILE {path} for {} on {} because lease recovery is in progress. Try again later.",
+                    request.client_name, who.caller.host,
+                );
+                return Err(Error::new(ErrorCode::AlreadyBeingCreated, message).with_subject(path));
+            }
+        }
+        Err(exists(format!("{path} for client {} already exists", who.caller.host)))
+    }
+}

@@ -1,0 +1,295 @@
+//! Checkpoints and loading.
+//!
+//! # Format
+//! An image is a set of page blobs in any order, each with its kind in the first byte; numbers are varints.
+//!
+//! | kind | holds |
+//! |---|---|
+//! | 0 | once: layout, transaction S, digest, counts, counters, facts, users and groups, nodes |
+//! | 1 | inodes: page number, count, then (gap, record) each |
+//! | 2 | blocks, the same way |
+//! | 3 | leases: count, then (inode, holder) each |
+//! | 4 | answers of calls: count, then (client, call, answer) each |
+//!
+//! # Consistency
+//! All of it is the state at S. Kinds 0, 3 and 4 are taken when the checkpoint begins; 1 and 2 are copied in slices and on
+//! write. The digest in the header is that of S, so a load proves that nothing is missing or altered.
+
+use cairn_proto::ids::{Epoch, TxId};
+use cairn_proto::pb;
+use prost::Message as _;
+
+use super::blocks::{Block, OpenBlock};
+use super::codec::{Reader, hash_bytes, mix, put, put_bytes};
+use super::inode::Inode;
+use super::pages::{PAGE_RECORDS, Record};
+use super::{Core, Counters, Facts};
+
+const HEADER: u8 = 0;
+const LEASES: u8 = 3;
+const ANSWERS: u8 = 4;
+/// Version of this layout; an image of a newer one is refused by name.
+const LAYOUT: u64 = 1;
+/// Answers that an image keeps, newest first.
+const MAX_ANSWERS: usize = 100_000;
+
+/// An image that cannot be loaded, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the image cannot be loaded: {0}")]
+pub struct LoadError(pub String);
+
+impl From<String> for LoadError {
+    fn from(cause: String) -> Self {
+        Self(cause)
+    }
+}
+
+/// A checkpoint under way, or what a load has promised.
+#[derive(Default)]
+pub struct Checkpoint {
+    active: bool,
+    prepared: Vec<Vec<u8>>,
+    inodes_done: bool,
+    /// While loading: transaction, digest, inodes and blocks as the header says.
+    promised: Option<(TxId, u64, u64, u64)>,
+}
+
+impl Core {
+    /// Digest of the persistent state; does not depend on order. A deleted tree counts until it is freed, so compare
+    /// states only when [`Core::has_work`] is false, or at the beginning of a checkpoint.
+    pub fn digest(&self) -> u64 {
+        let mut sum = self.tree.inodes.digest().wrapping_add(self.blocks.table.digest().rotate_left(1));
+        for (file, holder) in self.leases.all() {
+            sum = sum.wrapping_add(hash_bytes(mix(file, 3), holder.as_bytes()));
+        }
+        for index in 0..self.nodes.nodes.len() as u32 {
+            sum = sum.wrapping_add(hash_bytes(4, &self.nodes.as_edit(index).encode_to_vec()));
+        }
+        let counters = self.counters;
+        let state = mix(mix(sum, counters.inode), mix(counters.block, counters.generation));
+        let state = mix(mix(state, counters.wall_ms), mix(self.epoch.0, self.tree.strings.digest()));
+        let facts = &self.facts;
+        [&facts.cluster_id, &facts.pool_id, &facts.superuser, &facts.supergroup]
+            .into_iter()
+            .fold(state, |state, text| hash_bytes(state, text.as_bytes()))
+    }
+
+    /// Begins an image of the state as it is now; returns its transaction.
+    pub fn checkpoint_begin(&mut self) -> TxId {
+        self.checkpoint_abort();
+        let mut prepared = vec![self.encode_header()];
+        for part in self.leases.all().chunks(PAGE_RECORDS as usize) {
+            let mut page = vec![LEASES];
+            put(&mut page, part.len() as u64);
+            for (file, holder) in part {
+                put(&mut page, *file);
+                put_bytes(&mut page, holder.as_bytes());
+            }
+            prepared.push(page);
+        }
+        for part in self.retry.newest(MAX_ANSWERS).chunks(PAGE_RECORDS as usize) {
+            let mut page = vec![ANSWERS];
+            put(&mut page, part.len() as u64);
+            for (client, call, answer) in part {
+                put_bytes(&mut page, client);
+                put(&mut page, *call);
+                put_bytes(&mut page, answer);
+            }
+            prepared.push(page);
+        }
+        self.tree.inodes.begin_copy();
+        self.blocks.table.begin_copy();
+        self.checkpoint = Checkpoint { active: true, prepared, inodes_done: false, promised: None };
+        self.last_txid
+    }
+
+    /// Appends up to `max_pages` more pages to `out`, besides those that were copied on write; `true` when the image is
+    /// complete.
+    pub fn checkpoint_slice(&mut self, max_pages: usize, out: &mut Vec<Vec<u8>>) -> bool {
+        if !self.checkpoint.active {
+            return true;
+        }
+        out.append(&mut self.checkpoint.prepared);
+        let mut budget = max_pages.max(1);
+        if !self.checkpoint.inodes_done {
+            self.checkpoint.inodes_done = self.tree.inodes.copy_some(&mut budget, out);
+        }
+        // Copies on write of blocks go out now too, so that they do not pile up.
+        let mut budget = if self.checkpoint.inodes_done { budget } else { 0 };
+        let blocks_done = self.blocks.table.copy_some(&mut budget, out);
+        self.checkpoint.active = !(self.checkpoint.inodes_done && blocks_done);
+        !self.checkpoint.active
+    }
+
+    /// Gives an image up.
+    pub fn checkpoint_abort(&mut self) {
+        self.checkpoint = Checkpoint::default();
+        self.tree.inodes.abort_copy();
+        self.blocks.table.abort_copy();
+    }
+
+    fn encode_header(&self) -> Vec<u8> {
+        let mut out = vec![HEADER];
+        put(&mut out, LAYOUT);
+        for number in [self.last_txid.0, self.digest(), self.tree.inodes.len(), self.blocks.table.len()] {
+            put(&mut out, number);
+        }
+        let counters = self.counters;
+        for number in [counters.inode, counters.block, counters.generation, counters.wall_ms, self.epoch.0] {
+            put(&mut out, number);
+        }
+        let facts = &self.facts;
+        for text in [&facts.cluster_id, &facts.pool_id, &facts.superuser, &facts.supergroup] {
+            put_bytes(&mut out, text.as_bytes());
+        }
+        put(&mut out, self.tree.strings.all().len() as u64);
+        for text in self.tree.strings.all() {
+            put_bytes(&mut out, text.as_bytes());
+        }
+        put(&mut out, self.nodes.nodes.len() as u64);
+        for index in 0..self.nodes.nodes.len() as u32 {
+            put_bytes(&mut out, &self.nodes.as_edit(index).encode_to_vec());
+        }
+        out
+    }
+
+    /// Takes one page of an image, in any order.
+    pub fn load_page(&mut self, page: &[u8]) -> Result<(), LoadError> {
+        let mut reader = Reader::new(page);
+        match reader.byte()? {
+            HEADER => self.load_header(&mut reader)?,
+            Inode::KIND => self.load_records(&mut reader, |core, id, reader| {
+                let inode = Inode::decode(reader)?;
+                if core.tree.inodes.insert(id, inode) { Ok(()) } else { Err(format!("inode {id} comes twice")) }
+            })?,
+            Block::KIND => self.load_records(&mut reader, |core, id, reader| {
+                let block = Block::decode(reader)?;
+                match block.length() {
+                    Some(_) => core.repair.complete += 1,
+                    None => {
+                        core.blocks.open.insert(id, OpenBlock::default());
+                    }
+                }
+                if core.blocks.table.insert(id, block) { Ok(()) } else { Err(format!("block {id} comes twice")) }
+            })?,
+            LEASES => {
+                for _ in 0..reader.number()? {
+                    let (file, holder) = (reader.number()?, reader.text()?);
+                    self.leases.grant(file, holder, self.now_ms);
+                }
+            }
+            ANSWERS => {
+                for _ in 0..reader.number()? {
+                    let (client, call, answer) = (reader.bytes()?, reader.number()?, reader.bytes()?);
+                    self.retry.finish(
+                        &(bytes::Bytes::copy_from_slice(client), call),
+                        Some((answer.to_vec(), TxId(0))),
+                        self.now_ms,
+                    );
+                }
+            }
+            kind => return Err(LoadError(format!("a page of kind {kind} is unknown to this program"))),
+        }
+        if !reader.is_empty() {
+            return Err(LoadError("a page holds more than its records".into()));
+        }
+        Ok(())
+    }
+
+    fn load_records(
+        &mut self,
+        reader: &mut Reader<'_>,
+        mut take: impl FnMut(&mut Self, u64, &mut Reader<'_>) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let number = reader.number()?;
+        let base = number.checked_mul(PAGE_RECORDS).ok_or("a page number is out of range")?;
+        let mut slot = 0;
+        for _ in 0..reader.number()? {
+            slot += reader.number()?;
+            if slot >= PAGE_RECORDS {
+                return Err(format!("page {number} holds more than {PAGE_RECORDS} records"));
+            }
+            take(self, base + slot, reader)?;
+            slot += 1;
+        }
+        Ok(())
+    }
+
+    fn load_header(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
+        let layout = reader.number()?;
+        if layout > LAYOUT {
+            return Err(format!("its layout is {layout}; this program knows up to {LAYOUT}"));
+        }
+        if self.checkpoint.promised.is_some() {
+            return Err("it has two headers".into());
+        }
+        let (txid, digest) = (TxId(reader.number()?), reader.number()?);
+        self.checkpoint.promised = Some((txid, digest, reader.number()?, reader.number()?));
+        self.counters = Counters {
+            inode: reader.number()?,
+            block: reader.number()?,
+            generation: reader.number()?,
+            wall_ms: reader.number()?,
+        };
+        self.epoch = Epoch(reader.number()?);
+        self.facts = Facts {
+            cluster_id: reader.text()?.into(),
+            pool_id: reader.text()?.into(),
+            superuser: reader.text()?.into(),
+            supergroup: reader.text()?.into(),
+        };
+        for _ in 0..reader.number()? {
+            self.tree.strings.intern(reader.text()?);
+        }
+        for _ in 0..reader.number()? {
+            let edit = pb::EditRegisterNode::decode(reader.bytes()?).map_err(|error| error.to_string())?;
+            self.nodes.put(&edit)?;
+        }
+        Ok(())
+    }
+
+    /// Digests leave out what this finds: each block lies in the list of its file, once, in order.
+    fn check_block_lists(&self) -> Result<(), String> {
+        let mut listed = 0;
+        for (file, inode) in self.tree.inodes.iter_from(0) {
+            let ids = inode.blocks();
+            listed += ids.len() as u64;
+            if let Some(pair) = ids.windows(2).find(|pair| pair[0] >= pair[1]) {
+                return Err(format!("blocks {} and {} of inode {file} are out of order", pair[0], pair[1]));
+            }
+            if let Some(id) = ids.iter().find(|id| self.blocks.get(**id).is_none_or(|block| block.inode != file)) {
+                return Err(format!("block {id} does not belong to inode {file}"));
+            }
+        }
+        if listed == self.blocks.table.len() { Ok(()) } else { Err("it holds blocks of no file".into()) }
+    }
+
+    /// All pages are in: builds what images do not hold, and proves that this is the state at `txid`.
+    pub fn finish_load(&mut self, txid: TxId) -> Result<(), LoadError> {
+        let Some((promised_txid, digest, inodes, blocks)) = self.checkpoint.promised.take() else {
+            return Err(LoadError("it has no header".into()));
+        };
+        if promised_txid != txid {
+            return Err(LoadError(format!("it is the state at transaction {promised_txid}, not {txid}")));
+        }
+        let found = (self.tree.inodes.len(), self.blocks.table.len());
+        if found != (inodes, blocks) {
+            let (have_inodes, have_blocks) = found;
+            let message = format!("it holds {have_inodes} of {inodes} inodes and {have_blocks} of {blocks} blocks");
+            return Err(LoadError(message));
+        }
+        if self.digest() != digest {
+            return Err(LoadError("its digest does not fit its contents".into()));
+        }
+        self.check_block_lists()?;
+        self.cursors.doomed = self.tree.rebuild()?;
+        for (file, _) in self.leases.all() {
+            if !self.tree.get(file).is_some_and(Inode::is_open) {
+                return Err(LoadError(format!("inode {file} has a lease but is not open")));
+            }
+        }
+        self.last_txid = txid;
+        self.unsynced.synced(txid);
+        Ok(())
+    }
+}

@@ -1,0 +1,312 @@
+//! Datanodes and their storages.
+//!
+//! Ids and addresses are in the log, so that after a restart the namenode knows for whom it waits. Everything else
+//! (liveness, space, load, what lies there) comes from heartbeats and reports.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use cairn_proto::ids::TxId;
+use cairn_proto::pb;
+
+use super::blocks::StorageIndex;
+use super::blockset::BlockSet;
+use super::event::StreamId;
+
+/// Index of a node in [`Nodes`].
+pub type NodeIndex = u32;
+
+/// A deletion that waits for the next heartbeat of its node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueuedDeletion {
+    /// The block.
+    pub block: u64,
+    /// Only a replica of this generation (or an older one) goes.
+    pub generation: u64,
+    /// Where it lies.
+    pub storage: StorageIndex,
+    /// The edit that made it superfluous.
+    pub depends_on: TxId,
+}
+
+/// A datanode.
+#[derive(Default)]
+pub struct Node {
+    /// Stable id.
+    pub id: String,
+    /// Name for people.
+    pub host: String,
+    /// "IP:PORT" of the data port.
+    pub address: String,
+    /// Of the web server; may be empty.
+    pub http_address: String,
+    /// "/dc1/rack2".
+    pub rack: String,
+    /// Its storages, those of earlier registrations included.
+    pub storages: Vec<StorageIndex>,
+    /// Names its present registration; 0: none since the start.
+    pub registration: u64,
+    /// Whether it counts as alive.
+    pub alive: bool,
+    /// Turn time of the last sign of life.
+    pub heard_ms: u64,
+    /// Wall time of the same.
+    pub heard_wall_ms: u64,
+    /// Transfers that it says are under way.
+    pub transfers: u32,
+    /// New transfers given to it since its last heartbeat.
+    pub assigned: u32,
+    /// Copies for repair under way from and to it.
+    pub repairs: u32,
+    /// Task slots.
+    pub task_slots: u32,
+    /// Tasks running.
+    pub tasks_running: u32,
+    /// Whether a full report came since its registration.
+    pub reported: bool,
+    /// Its report stream.
+    pub stream: Option<StreamId>,
+    /// When it was last told to send a full report (turn time); `None`: not since its registration.
+    pub asked_full_ms: Option<u64>,
+    /// Copies that it shall make.
+    pub replicate: VecDeque<(pb::ReplicateBlock, TxId)>,
+    /// Replicas that it shall delete.
+    pub delete: VecDeque<QueuedDeletion>,
+    /// Replicas that it shall check: block, generation, storage.
+    pub verify: BTreeSet<(u64, u64, StorageIndex)>,
+    /// Recoveries that it shall lead.
+    pub recover: VecDeque<(pb::RecoverBlock, TxId)>,
+    /// Transaction of its last registration edit.
+    pub registered_by: TxId,
+}
+
+impl Node {
+    /// The IP address in its data address.
+    pub fn ip(&self) -> &str {
+        let ip = self.address.rsplit_once(':').map_or(&*self.address, |(ip, _)| ip);
+        ip.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Transfers under way, as far as the namenode can tell.
+    pub fn load(&self) -> u32 {
+        self.transfers.max(self.repairs) + self.assigned
+    }
+}
+
+/// A volume of a datanode.
+#[derive(Default)]
+pub struct Storage {
+    /// UUID.
+    pub id: String,
+    /// [`pb::StorageType`] as a number.
+    pub kind: i32,
+    /// Its node.
+    pub node: NodeIndex,
+    /// Bytes.
+    pub capacity: u64,
+    /// Bytes.
+    pub used: u64,
+    /// Bytes.
+    pub remaining: u64,
+    /// Bytes promised to writers since the last heartbeat.
+    pub promised: u64,
+    /// Out of service: failed, or not named by the last registration.
+    pub failed: bool,
+    /// Whether a full report of it came since its node's registration.
+    pub reported: bool,
+    /// Blocks of which it holds anything.
+    pub blocks: BlockSet,
+}
+
+/// All nodes and storages; indexes never change.
+#[derive(Default)]
+pub struct Nodes {
+    /// Nodes by index.
+    pub nodes: Vec<Node>,
+    /// Storages by index.
+    pub storages: Vec<Storage>,
+    by_id: BTreeMap<String, NodeIndex>,
+    storage_by_id: BTreeMap<String, StorageIndex>,
+}
+
+impl Nodes {
+    /// A node by its id.
+    pub fn find(&self, id: &str) -> Option<NodeIndex> {
+        self.by_id.get(id).copied()
+    }
+
+    /// A storage by its id.
+    pub fn find_storage(&self, id: &str) -> Option<StorageIndex> {
+        self.storage_by_id.get(id).copied()
+    }
+
+    /// A node by its index; indexes only come from here.
+    #[inline]
+    pub fn node(&self, index: NodeIndex) -> &Node {
+        &self.nodes[index as usize]
+    }
+
+    /// The same for a change.
+    #[inline]
+    pub fn node_mut(&mut self, index: NodeIndex) -> &mut Node {
+        &mut self.nodes[index as usize]
+    }
+
+    /// A storage by its index; indexes only come from here.
+    #[inline]
+    pub fn storage(&self, index: StorageIndex) -> &Storage {
+        &self.storages[index as usize]
+    }
+
+    /// The same for a change.
+    #[inline]
+    pub fn storage_mut(&mut self, index: StorageIndex) -> &mut Storage {
+        &mut self.storages[index as usize]
+    }
+
+    /// The node of a storage.
+    #[inline]
+    pub fn node_of(&self, storage: StorageIndex) -> &Node {
+        self.node(self.storage(storage).node)
+    }
+
+    /// Whether replicas on this storage can be read.
+    #[inline]
+    pub fn is_live(&self, storage: StorageIndex) -> bool {
+        let storage = self.storage(storage);
+        !storage.failed && self.node(storage.node).alive
+    }
+
+    /// Adds or changes a node as the log says. Returns its index.
+    pub fn put(&mut self, edit: &pb::EditRegisterNode) -> Result<NodeIndex, String> {
+        for storage in &edit.storages {
+            if let Some(known) = self.find_storage(&storage.storage_id) {
+                let owner = self.node_of(known);
+                if owner.id != edit.node_id && owner.alive {
+                    return Err(format!("storage {} belongs to node {}", storage.storage_id, owner.id));
+                }
+            }
+        }
+        let index = match self.find(&edit.node_id) {
+            Some(index) => index,
+            None => {
+                let index = self.nodes.len() as NodeIndex;
+                self.nodes.push(Node { id: edit.node_id.clone(), ..Node::default() });
+                self.by_id.insert(edit.node_id.clone(), index);
+                index
+            }
+        };
+        let node = self.node_mut(index);
+        node.host.clone_from(&edit.host);
+        node.address.clone_from(&edit.address);
+        node.http_address.clone_from(&edit.http_address);
+        node.rack.clone_from(&edit.rack);
+        for storage in &edit.storages {
+            self.put_storage(index, storage);
+        }
+        Ok(index)
+    }
+
+    fn put_storage(&mut self, node: NodeIndex, storage: &pb::EditStorage) {
+        let index = match self.find_storage(&storage.storage_id) {
+            Some(index) => index,
+            None => {
+                let index = self.storages.len() as StorageIndex;
+                self.storages.push(Storage { id: storage.storage_id.clone(), node, ..Storage::default() });
+                self.storage_by_id.insert(storage.storage_id.clone(), index);
+                index
+            }
+        };
+        let before = self.storage(index).node;
+        if before != node {
+            // The disk was moved to another machine.
+            self.node_mut(before).storages.retain(|other| *other != index);
+        }
+        let entry = self.storage_mut(index);
+        entry.kind = storage.storage_type as i32;
+        entry.node = node;
+        let list = &mut self.node_mut(node).storages;
+        if !list.contains(&index) {
+            list.push(index);
+        }
+    }
+
+    /// What the log must hold of a node.
+    pub fn as_edit(&self, index: NodeIndex) -> pb::EditRegisterNode {
+        let node = self.node(index);
+        pb::EditRegisterNode {
+            node_id: node.id.clone(),
+            host: node.host.clone(),
+            address: node.address.clone(),
+            http_address: node.http_address.clone(),
+            rack: node.rack.clone(),
+            storages: node
+                .storages
+                .iter()
+                .map(|storage| self.storage(*storage))
+                .map(|s| pb::EditStorage { storage_id: s.id.clone(), storage_type: s.kind as u32 })
+                .collect(),
+        }
+    }
+
+    /// How a client reaches a replica on this storage.
+    pub fn replica(&self, storage: StorageIndex, state: pb::ReplicaState) -> pb::Replica {
+        let entry = self.storage(storage);
+        let node = self.node(entry.node);
+        pb::Replica {
+            node_id: node.id.clone(),
+            host: node.host.clone(),
+            address: node.address.clone(),
+            rack: node.rack.clone(),
+            storage_id: entry.id.clone(),
+            storage_type: entry.kind,
+            state: state as i32,
+        }
+    }
+
+    /// Racks of nodes that are alive.
+    pub fn live_racks(&self) -> usize {
+        let mut racks: Vec<&str> = self.nodes.iter().filter(|node| node.alive).map(|node| &*node.rack).collect();
+        racks.sort_unstable();
+        racks.dedup();
+        racks.len()
+    }
+}
+
+/// Steps from one place of the topology to another: 0 on the same node, 2 in the same rack, 4 in the same data centre, ...
+pub fn rack_distance(a: &str, b: &str) -> usize {
+    let left: Vec<&str> = a.split('/').filter(|part| !part.is_empty()).collect();
+    let right: Vec<&str> = b.split('/').filter(|part| !part.is_empty()).collect();
+    let common = left.iter().zip(&right).take_while(|(a, b)| a == b).count();
+    left.len() + right.len() - 2 * common + 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_follows_the_tree() {
+        assert_eq!(rack_distance("/r1", "/r1"), 2);
+        assert_eq!(rack_distance("/r1", "/r2"), 4);
+        assert_eq!(rack_distance("/d1/r1", "/d1/r2"), 4);
+        assert_eq!(rack_distance("/d1/r1", "/d2/r1"), 6);
+    }
+
+    #[test]
+    fn a_disk_can_move_unless_its_node_lives() {
+        let edit = |node: &str| pb::EditRegisterNode {
+            node_id: node.into(),
+            address: "127.0.0.1:9".into(),
+            storages: vec![pb::EditStorage { storage_id: "s".into(), storage_type: 0 }],
+            ..Default::default()
+        };
+        let mut nodes = Nodes::default();
+        let first = nodes.put(&edit("a")).unwrap();
+        nodes.node_mut(first).alive = true;
+        assert!(nodes.put(&edit("b")).unwrap_err().contains("belongs to node a"));
+        nodes.node_mut(first).alive = false;
+        let second = nodes.put(&edit("b")).unwrap();
+        assert_eq!((nodes.node(first).storages.len(), nodes.storage(0).node), (0, second));
+        assert_eq!(nodes.node(second).ip(), "127.0.0.1");
+    }
+}

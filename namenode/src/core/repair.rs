@@ -1,0 +1,521 @@
+//! Bringing blocks to their wanted replicas: too few are copied by risk, too many are deleted, bad ones go.
+//!
+//! # Overview
+//! [`Core::reassess`] looks at one block after anything about it changed and puts it into the queue of copies (ordered by
+//! risk: one replica left first, then most missing, then on too few racks) or into the set to trim. Each tick hands out
+//! copies as the nodes' caps allow; a copy is pending until its replica is reported or its time is over.
+//!
+//! # Consistency
+//! Until the cluster has settled after a start (every known node reported, or one dead interval passed) nothing is
+//! assessed, copied, deleted or called excess; then a cursor assesses every block once. Replicas on a node that has not
+//! reported since it registered, or is stale, count as live but never make another replica superfluous. A deletion is
+//! checked again when it is handed to its node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_proto::pb;
+
+use super::blocks::{Replicas, StorageIndex};
+use super::nodes::{NodeIndex, Nodes, QueuedDeletion};
+use super::placement;
+use super::{Core, Turn};
+
+/// A pipeline's replicas that are not reported yet count as pending for this long after the block was finished.
+const PIPELINE_GRACE_MS: u64 = 10_000;
+/// Blocks that could not be copied or trimmed are tried again after this, or when a node comes or reports.
+const DEFER_MS: u64 = 3_000;
+
+/// How badly a block needs a copy; lower is worse.
+type Risk = u16;
+const LAST_REPLICA: Risk = 0;
+const UNDER_REPLICATED: Risk = 1_000;
+const MIS_REPLICATED: Risk = 2_000;
+const MISSING: Risk = Risk::MAX;
+
+struct PendingCopy {
+    target: StorageIndex,
+    /// `None`: part of the writer's own pipeline.
+    source: Option<NodeIndex>,
+    deadline_ms: u64,
+}
+
+/// What is short of what it should be.
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Too few live replicas, but at least one.
+    pub under_replicated: u64,
+    /// No live replica.
+    pub missing: u64,
+    /// Enough replicas on too few racks.
+    pub mis_replicated: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Repair {
+    /// Blocks whose length is known.
+    pub complete: u64,
+    /// Those of them with a minimum of reported replicas.
+    pub safe: u64,
+    settled: bool,
+    risks: BTreeMap<u64, Risk>,
+    counts: Counts,
+    queue: BTreeSet<(Risk, u64)>,
+    deferred: Vec<u64>,
+    deferred_since_ms: u64,
+    to_trim: BTreeSet<u64>,
+    pending: BTreeMap<u64, Vec<PendingCopy>>,
+}
+
+impl Repair {
+    /// Whether the cluster has settled after the start.
+    pub fn settled(&self) -> bool {
+        self.settled
+    }
+
+    /// What is short of what it should be.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Copies ordered and not yet reported.
+    pub fn pending_copies(&self) -> u64 {
+        self.pending.values().flatten().filter(|copy| copy.source.is_some()).count() as u64
+    }
+
+    /// Blocks with more replicas than wanted that wait for a choice.
+    pub fn to_trim_len(&self) -> u64 {
+        self.to_trim.len() as u64
+    }
+
+    fn counter(&mut self, risk: Risk) -> &mut u64 {
+        match risk {
+            MISSING => &mut self.counts.missing,
+            MIS_REPLICATED => &mut self.counts.mis_replicated,
+            _ => &mut self.counts.under_replicated,
+        }
+    }
+
+    fn set_risk(&mut self, id: u64, risk: Option<Risk>, schedule: bool) {
+        let before = match risk {
+            Some(risk) => self.risks.insert(id, risk),
+            None => self.risks.remove(&id),
+        };
+        if let Some(before) = before {
+            self.queue.remove(&(before, id));
+            *self.counter(before) -= 1;
+        }
+        if let Some(risk) = risk {
+            *self.counter(risk) += 1;
+            if schedule && risk != MISSING {
+                self.queue.insert((risk, id));
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Opens the gate once everybody known has reported or had the time to.
+    pub(super) fn check_settled(&mut self) {
+        if self.repair.settled || self.safemode.is_on() {
+            return;
+        }
+        let all_reported = self.nodes.nodes.iter().all(|node| node.alive && node.reported);
+        if all_reported || self.now_ms >= self.started_ms + self.settings.dead_interval_ms {
+            self.repair.settled = true;
+            self.cursors.rescan();
+        }
+    }
+
+    /// A good replica was reported.
+    pub(super) fn add_replica(&mut self, id: u64, storage: StorageIndex) {
+        let wanted = self.settings.min_replication as usize;
+        let Some(block) = self.blocks.table.derived_mut(id) else { return };
+        if block.replicas.insert(storage) {
+            let file = block.inode;
+            if block.replicas.as_slice().len() == wanted {
+                self.repair.safe += 1;
+            }
+            self.finish_copy(id, storage);
+            self.parked.wake(file);
+        }
+    }
+
+    /// A good replica is gone.
+    pub(super) fn drop_replica(&mut self, id: u64, storage: StorageIndex) {
+        let wanted = self.settings.min_replication as usize;
+        let Some(block) = self.blocks.table.derived_mut(id) else { return };
+        if block.replicas.remove(storage) && block.replicas.as_slice().len() + 1 == wanted {
+            self.repair.safe -= 1;
+        }
+        self.blocks.unmark_excess(id, storage);
+    }
+
+    /// The writer has said a block's length: what was reported of it counts from now on.
+    pub(super) fn commit_block(&mut self, id: u64, length: u64) {
+        if self.blocks.get(id).is_none_or(|block| block.length().is_some()) {
+            return;
+        }
+        self.blocks.table.modify(id, |block| block.commit(length));
+        self.repair.complete += 1;
+        let Some(open) = self.blocks.open.remove(&id) else { return };
+        let generation = self.blocks.get(id).map_or(0, |block| block.generation);
+        for seen in &open.seen {
+            let whole = seen.state == pb::ReplicaState::Finalized;
+            if whole && (seen.generation, seen.length) == (generation, length) {
+                self.add_replica(id, seen.storage);
+            } else if whole || seen.generation != generation {
+                self.blocks.note_bad(id, seen.storage, seen.generation);
+            } else {
+                self.nodes.storage_mut(seen.storage).blocks.remove(id);
+            }
+        }
+        let deadline_ms = self.now_ms + PIPELINE_GRACE_MS;
+        for target in open.expected {
+            if !self.blocks.get(id).is_some_and(|block| block.replicas.contains(target)) {
+                self.repair.pending.entry(id).or_default().push(PendingCopy { target, source: None, deadline_ms });
+            }
+        }
+        self.reassess(id);
+    }
+
+    /// A file was closed: its blocks count from now on.
+    pub(super) fn file_closed(&mut self, file: u64) {
+        // Earlier blocks were assessed when they were committed; the last ones just now.
+        self.parked.wake(file);
+    }
+
+    /// A block belongs to no file any more.
+    pub(super) fn free_block(&mut self, id: u64, depends_on: cairn_proto::ids::TxId) {
+        let storages = self.blocks.storages_of(id);
+        let expected = self.blocks.open.remove(&id).map(|open| open.expected).unwrap_or_default();
+        let bad = self.blocks.bad.remove(&id).unwrap_or_default();
+        self.blocks.excess.remove(&id);
+        let Some(block) = self.blocks.table.remove(id) else { return };
+        if block.length().is_some() {
+            self.repair.complete -= 1;
+        }
+        if block.length().is_some() && block.replicas.as_slice().len() >= self.settings.min_replication as usize {
+            self.repair.safe -= 1;
+        }
+        self.repair.set_risk(id, None, false);
+        self.repair.to_trim.remove(&id);
+        self.forget_pending(id);
+        for storage in &storages {
+            self.nodes.storage_mut(*storage).blocks.remove(id);
+        }
+        for storage in storages.iter().chain(expected.iter().filter(|storage| !storages.contains(storage))) {
+            let generation = bad.iter().find(|bad| bad.storage == *storage).map_or(0, |bad| bad.generation);
+            let node = self.nodes.storage(*storage).node;
+            if self.nodes.node(node).alive {
+                let generation = block.generation.max(generation);
+                let deletion = QueuedDeletion { block: id, generation, storage: *storage, depends_on };
+                self.nodes.node_mut(node).delete.push_back(deletion);
+            }
+        }
+    }
+
+    /// Good replicas on live storages that are not about to be deleted.
+    fn live_replicas(&self, id: u64) -> Vec<StorageIndex> {
+        let all = self.blocks.get(id).map_or(&[][..], |block| block.replicas.as_slice());
+        all.iter().copied().filter(|at| self.nodes.is_live(*at) && !self.blocks.is_excess(id, *at)).collect()
+    }
+
+    fn count_live(&self, id: u64, replicas: &Replicas) -> usize {
+        let live = |at: &&StorageIndex| self.nodes.is_live(**at) && !self.blocks.is_excess(id, **at);
+        replicas.as_slice().iter().filter(live).count()
+    }
+
+    fn racks_of(&self, storages: &[StorageIndex]) -> usize {
+        let mut racks: Vec<&str> = storages.iter().map(|storage| &*self.nodes.node_of(*storage).rack).collect();
+        racks.sort_unstable();
+        racks.dedup();
+        racks.len()
+    }
+
+    /// Wanted replicas of a block; `None`: it belongs to no file of the namespace.
+    fn target_of(&self, id: u64) -> Option<usize> {
+        let file = self.blocks.get(id)?.inode;
+        Some(usize::from(self.tree.get(file)?.replication))
+    }
+
+    /// Looks at one block after anything about it changed.
+    pub(super) fn reassess(&mut self, id: u64) {
+        if !self.repair.settled {
+            return;
+        }
+        let (Some(block), Some(target)) = (self.blocks.get(id), self.target_of(id)) else {
+            self.repair.set_risk(id, None, false);
+            return;
+        };
+        if block.length().is_none() {
+            return;
+        }
+        let live = self.count_live(id, &block.replicas);
+        let risk = if live == 0 {
+            Some(MISSING)
+        } else if live >= target {
+            let one_rack = target > 1 && self.racks_of(&self.live_replicas(id)) < 2 && self.nodes.live_racks() > 1;
+            one_rack.then_some(MIS_REPLICATED)
+        } else if live == 1 {
+            Some(LAST_REPLICA)
+        } else {
+            Some(UNDER_REPLICATED - (target - live).min(998) as Risk)
+        };
+        if risk.is_none() && !self.repair.risks.contains_key(&id) && live == target && self.blocks.bad.is_empty() {
+            self.repair.to_trim.remove(&id);
+            return;
+        }
+        let pending = self.repair.pending.get(&id).map_or(0, Vec::len);
+        let schedule = if risk == Some(MIS_REPLICATED) { pending == 0 } else { live + pending < target };
+        self.repair.set_risk(id, risk, schedule);
+        if live > target && risk != Some(MIS_REPLICATED) {
+            self.repair.to_trim.insert(id);
+        } else {
+            self.repair.to_trim.remove(&id);
+        }
+        if live > 0 && self.blocks.bad.contains_key(&id) {
+            self.delete_bad(id);
+        }
+    }
+
+    /// Bad replicas go once a good one is there.
+    fn delete_bad(&mut self, id: u64) {
+        let current = self.blocks.get(id).map_or(0, |block| block.generation);
+        for bad in self.blocks.bad.get(&id).cloned().unwrap_or_default() {
+            let node = self.nodes.storage(bad.storage).node;
+            let queued = |d: &QueuedDeletion| d.block == id && d.storage == bad.storage;
+            // The same pass may come here again: the last entries of the queue are the ones it could repeat.
+            let repeated = self.nodes.node(node).delete.iter().rev().take(64).any(queued);
+            if bad.generation <= current && self.nodes.is_live(bad.storage) && !repeated {
+                self.queue_deletion(id, bad.generation, bad.storage);
+            }
+        }
+    }
+
+    /// Whether a queued deletion is still right when its node asks.
+    pub(super) fn deletion_holds(&mut self, deletion: &QueuedDeletion) -> bool {
+        let (id, storage) = (deletion.block, deletion.storage);
+        let Some(block) = self.blocks.get(id) else { return true };
+        let live = self.count_live(id, &block.replicas);
+        if self.blocks.is_excess(id, storage) {
+            if live >= self.target_of(id).unwrap_or(1).max(1) {
+                return true;
+            }
+            // Another replica was lost since: this one is needed again.
+            self.blocks.unmark_excess(id, storage);
+            self.reassess(id);
+            return false;
+        }
+        let is_bad = self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(|bad| bad.storage == storage));
+        is_bad && live > 0 && deletion.generation <= block.generation
+    }
+
+    /// Marks what is too much of a block and queues its deletion. `false`: it cannot be decided yet.
+    fn trim(&mut self, id: u64) -> bool {
+        let Some(target) = self.target_of(id) else { return true };
+        let mut live = self.live_replicas(id);
+        let sure = |storage: &StorageIndex| {
+            self.nodes.storage(*storage).reported && !self.is_stale(self.nodes.node_of(*storage).heard_ms)
+        };
+        if live.len() > target && !live.iter().all(sure) {
+            return false;
+        }
+        while live.len() > target.max(1) {
+            let victim = self.superfluous(&live);
+            let storage = live.swap_remove(victim);
+            self.blocks.excess.entry(id).or_default().push(storage);
+            self.queue_excess_deletion(id, storage);
+        }
+        true
+    }
+
+    /// Which of these replicas is missed least: racks stay spread, then the fullest storage.
+    fn superfluous(&self, live: &[StorageIndex]) -> usize {
+        let rack = |storage: StorageIndex| &*self.nodes.node_of(storage).rack;
+        let mates = |storage: StorageIndex| live.iter().filter(|other| rack(**other) == rack(storage)).count();
+        let racks = self.racks_of(live);
+        let allowed = |storage: &StorageIndex| racks > 2 || mates(*storage) > 1 || racks == live.len();
+        let score = |storage: StorageIndex| {
+            let entry = self.nodes.storage(storage);
+            let free = (u128::from(entry.remaining) << 20) / u128::from(entry.capacity.max(1));
+            // On one rack with another replica first, then the fullest, then the youngest storage.
+            (std::cmp::Reverse(mates(storage)), free, std::cmp::Reverse(storage))
+        };
+        let candidates = live.iter().enumerate().filter(|(_, storage)| allowed(storage));
+        candidates.min_by_key(|(_, storage)| score(**storage)).map_or(0, |(at, _)| at)
+    }
+
+    /// The node shall delete this superfluous replica.
+    pub(super) fn queue_excess_deletion(&mut self, id: u64, storage: StorageIndex) {
+        let generation = self.blocks.get(id).map_or(0, |block| block.generation);
+        self.queue_deletion(id, generation, storage);
+    }
+
+    /// Orders copies by risk and trims, as far as one turn and the nodes' caps go.
+    pub(super) fn schedule_repairs(&mut self, turn: &mut Turn<'_>) {
+        if !self.repair.settled || self.safemode.is_on() {
+            return;
+        }
+        if self.now_ms >= self.repair.deferred_since_ms + DEFER_MS {
+            self.wake_deferred();
+        }
+        for _ in 0..self.settings.repairs_per_turn {
+            let Some((_, id)) = self.repair.queue.pop_first() else { break };
+            if !self.copy_block(turn, id) {
+                self.repair.deferred.push(id);
+            }
+        }
+        for _ in 0..self.settings.cursor_budget {
+            let Some(id) = self.repair.to_trim.pop_first() else { break };
+            if !self.trim(id) {
+                self.repair.deferred.push(id);
+            }
+        }
+    }
+
+    /// Looks again at the blocks that could not be helped.
+    pub(super) fn wake_deferred(&mut self) {
+        self.repair.deferred_since_ms = self.now_ms;
+        for id in std::mem::take(&mut self.repair.deferred) {
+            self.reassess(id);
+        }
+    }
+
+    /// Orders the missing copies of one block; `false`: not all of them found a source and a target.
+    fn copy_block(&mut self, turn: &mut Turn<'_>, id: u64) -> bool {
+        let (Some(block), Some(target)) = (self.blocks.get(id), self.target_of(id)) else { return true };
+        let (generation, Some(length)) = (block.generation, block.length()) else { return true };
+        let live = self.live_replicas(id);
+        let pending: Vec<StorageIndex> =
+            self.repair.pending.get(&id).into_iter().flatten().map(|copy| copy.target).collect();
+        // A block on too few racks gets one copy more; then one is trimmed.
+        let count = target.saturating_sub(live.len() + pending.len()).max(usize::from(live.len() >= target));
+        if count == 0 || live.is_empty() {
+            return true;
+        }
+        let cap = self.settings.max_repairs_per_node;
+        let source = live
+            .iter()
+            .map(|storage| self.nodes.storage(*storage).node)
+            .filter(|node| self.nodes.node(*node).repairs < cap)
+            .min_by_key(|node| (self.is_stale(self.nodes.node(*node).heard_ms), self.nodes.node(*node).load(), *node));
+        let Some(source) = source else { return false };
+        let targets = self.repair_targets(turn, id, count, &live, &pending);
+        let enough_racks = live.len() < target || {
+            let all: Vec<StorageIndex> = live.iter().chain(&targets).copied().collect();
+            self.racks_of(&all) > 1
+        };
+        if targets.is_empty() || !enough_racks {
+            return false;
+        }
+        let missing = targets.len() < count;
+        self.order_copy(id, generation, length, source, targets);
+        !missing
+    }
+
+    fn repair_targets(
+        &self,
+        turn: &mut Turn<'_>,
+        id: u64,
+        count: usize,
+        live: &[StorageIndex],
+        pending: &[StorageIndex],
+    ) -> Vec<StorageIndex> {
+        let node_of = |storage: &StorageIndex| self.nodes.storage(*storage).node;
+        let present: Vec<NodeIndex> = live.iter().chain(pending).map(node_of).collect();
+        let excluded: Vec<NodeIndex> = self.blocks.storages_of(id).iter().map(node_of).collect();
+        let file = self.blocks.get(id).and_then(|block| self.tree.get(block.inode));
+        let wanted = placement::Request {
+            count,
+            size: self
+                .blocks
+                .get(id)
+                .and_then(super::blocks::Block::length)
+                .unwrap_or(0)
+                .max(1)
+                .min(file.map_or(u64::MAX, super::inode::Inode::block_size)),
+            present: &present,
+            excluded: &excluded,
+            local: None,
+            fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
+            repair_cap: Some(self.settings.max_repairs_per_node),
+        };
+        placement::choose(&self.nodes, &wanted, &mut turn.random)
+    }
+
+    fn order_copy(&mut self, id: u64, generation: u64, length: u64, source: NodeIndex, targets: Vec<StorageIndex>) {
+        // A slow disk's 2 MB/s, so that a copy is not ordered twice without need.
+        let patience_ms = (20_000 + length / 2_000).min(self.settings.repair_timeout_ms);
+        let deadline_ms = self.now_ms + patience_ms;
+        let copy = pb::ReplicateBlock {
+            block: Some(self.pb_block(id, generation)),
+            length,
+            targets: targets.iter().map(|at| self.nodes.replica(*at, pb::ReplicaState::BeingWritten)).collect(),
+        };
+        let depends_on = self.last_txid;
+        self.nodes.node_mut(source).replicate.push_back((copy, depends_on));
+        for target in targets {
+            self.nodes.node_mut(source).repairs += 1;
+            let storage = self.nodes.storage_mut(target);
+            storage.promised = storage.promised.saturating_add(length);
+            let node = storage.node;
+            self.nodes.node_mut(node).repairs += 1;
+            let pending = PendingCopy { target, source: Some(source), deadline_ms };
+            self.repair.pending.entry(id).or_default().push(pending);
+        }
+    }
+
+    fn release_copy(&mut self, copy: &PendingCopy) {
+        let Some(source) = copy.source else { return };
+        for node in [source, self.nodes.storage(copy.target).node] {
+            let node = self.nodes.node_mut(node);
+            node.repairs = node.repairs.saturating_sub(1);
+        }
+    }
+
+    /// Ends the pending copies of a block that `ends` picks; `true` if there were any.
+    fn end_copies(&mut self, id: u64, ends: impl Fn(&Nodes, &PendingCopy) -> bool) -> bool {
+        let Some(list) = self.repair.pending.get_mut(&id) else { return false };
+        let nodes = &self.nodes;
+        let (ended, rest): (Vec<_>, Vec<_>) = std::mem::take(list).into_iter().partition(|copy| ends(nodes, copy));
+        if rest.is_empty() {
+            self.repair.pending.remove(&id);
+        } else {
+            *list = rest;
+        }
+        ended.iter().for_each(|copy| self.release_copy(copy));
+        !ended.is_empty()
+    }
+
+    /// A replica arrived; its node may have taken another of its storages than the one it was given.
+    fn finish_copy(&mut self, id: u64, storage: StorageIndex) {
+        let node = self.nodes.storage(storage).node;
+        self.end_copies(id, |nodes, copy| nodes.storage(copy.target).node == node);
+    }
+
+    fn forget_pending(&mut self, id: u64) {
+        self.end_copies(id, |_, _| true);
+    }
+
+    /// Copies that were not reported in time are ordered anew.
+    pub(super) fn expire_pending(&mut self) {
+        let now_ms = self.now_ms;
+        let late = |copies: &[PendingCopy]| copies.iter().any(|copy| copy.deadline_ms <= now_ms);
+        let ids: Vec<u64> = self.repair.pending.iter().filter(|(_, copies)| late(copies)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.end_copies(id, |_, copy| copy.deadline_ms <= now_ms);
+            self.reassess(id);
+        }
+    }
+
+    /// A node died: what it was to send or receive will not come.
+    pub(super) fn drop_copies_of(&mut self, node: NodeIndex) {
+        let ids: Vec<u64> = self.repair.pending.keys().copied().collect();
+        for id in ids {
+            if self.end_copies(id, |nodes, copy| copy.source == Some(node) || nodes.storage(copy.target).node == node) {
+                self.reassess(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What datanodes report of their replicas.
+//!
+//! A node's stream is ordered, so each message holds at its moment. A full report comes in ranges; only ids inside a
+//! received range can be forgotten, so a report that breaks off takes nothing away.
+
+use cairn_proto::pb::{self, ReplicaState, report_up::Report};
+use cairn_proto::{Error, ErrorCode};
+
+use super::blocks::{SeenReplica, StorageIndex};
+use super::event::{Command, StreamId};
+use super::nodes::{NodeIndex, QueuedDeletion};
+use super::{Core, Turn};
+
+/// Replicas in one range, at most.
+const MAX_RANGE: usize = 4_096;
+/// Deletions that a node may have queued: beyond them the next full report finds the rest.
+const MAX_DELETIONS: usize = 4_000_000;
+
+fn bad(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::InvalidArgument, message)
+}
+
+impl Core {
+    pub(super) fn on_report(&mut self, turn: &mut Turn<'_>, stream: StreamId, message: pb::ReportUp) {
+        let Some(node) = self.streams.get(&stream).copied() else {
+            let error = Error::new(ErrorCode::NotRegistered, "the report stream belongs to an old registration");
+            turn.commands.push(Command::CloseStream { stream, error });
+            return;
+        };
+        let now_ms = self.now_ms;
+        self.nodes.node_mut(node).heard_ms = now_ms;
+        let result = match message.report {
+            None | Some(Report::Open(_)) => Err(bad("a report stream is opened once")),
+            Some(Report::Changed(changed)) => self.replica_changed(node, &changed),
+            Some(Report::Removed(removed)) => self.replica_removed(node, &removed),
+            Some(Report::Range(range)) => self.full_range(node, &range).map(|()| {
+                let down = pb::ReportDown { range_credits: 1 };
+                let depends_on = self.nodes.node(node).registered_by;
+                turn.commands.push(Command::Report { stream, depends_on, down });
+            }),
+            Some(Report::Recovered(recovered)) => self.block_recovered(turn, &recovered),
+        };
+        if let Err(error) = result {
+            self.report_closed(stream);
+            turn.commands.push(Command::CloseStream { stream, error });
+        }
+    }
+
+    fn own_storage(&self, node: NodeIndex, storage_id: &str, pool: &str) -> Result<StorageIndex, Error> {
+        if pool != self.facts.pool_id {
+            let message = format!("a report names block pool {pool:?}, this is {}", self.facts.pool_id);
+            return Err(Error::new(ErrorCode::WrongCluster, message).with_subject(pool));
+        }
+        match self.nodes.find_storage(storage_id) {
+            Some(storage) if self.nodes.storage(storage).node == node => Ok(storage),
+            _ => Err(bad(format!("storage {storage_id} was not registered by this datanode")).with_subject(storage_id)),
+        }
+    }
+
+    fn replica_changed(&mut self, node: NodeIndex, changed: &pb::ReplicaChanged) -> Result<(), Error> {
+        let storage = self.own_storage(node, &changed.storage_id, &changed.pool)?;
+        let replica = changed.replica.as_ref().ok_or_else(|| bad("a report names no replica"))?;
+        self.take_replica(storage, replica);
+        Ok(())
+    }
+
+    fn replica_removed(&mut self, node: NodeIndex, removed: &pb::ReplicaRemoved) -> Result<(), Error> {
+        let storage = self.own_storage(node, &removed.storage_id, &removed.pool)?;
+        let id = removed.id as u64;
+        let is_bad = self.blocks.bad.get(&id).and_then(|list| list.iter().find(|bad| bad.storage == storage));
+        if is_bad.is_some_and(|bad| removed.generation == 0 || bad.generation <= removed.generation) {
+            self.blocks.forget_bad(id, storage);
+        }
+        let current = self.blocks.get(id).map_or(0, |block| block.generation);
+        if removed.generation == 0 || removed.generation >= current {
+            self.drop_replica(id, storage);
+        }
+        if let Some(open) = self.blocks.open.get_mut(&id) {
+            let gone = |seen: &SeenReplica| {
+                seen.storage == storage && (removed.generation == 0 || seen.generation <= removed.generation)
+            };
+            open.seen.retain(|seen| !gone(seen));
+        }
+        self.settle_membership(id, storage);
+        self.reassess(id);
+        Ok(())
+    }
+
+    fn full_range(&mut self, node: NodeIndex, range: &pb::FullReportRange) -> Result<(), Error> {
+        let storage = self.own_storage(node, &range.storage_id, &range.pool)?;
+        if range.replicas.len() > MAX_RANGE {
+            return Err(bad(format!("a range holds {} replicas, more than {MAX_RANGE}", range.replicas.len())));
+        }
+        let (first, last) = (range.first_id, range.last_id);
+        let sorted = range.replicas.windows(2).all(|pair| pair[0].id < pair[1].id);
+        if !sorted || range.replicas.iter().any(|replica| !(first..=last).contains(&replica.id)) {
+            return Err(bad("the replicas of a range are not sorted or lie outside it"));
+        }
+        let now_ms = self.now_ms;
+        self.nodes.node_mut(node).asked_full_ms = Some(now_ms);
+        // Ids of ours are positive: what a range says of the others cannot be forgotten either.
+        if last > 0 {
+            let known = self.nodes.storage(storage).blocks.range(first.max(0) as u64, last as u64, usize::MAX);
+            let mut reported = range.replicas.iter().map(|replica| replica.id as u64).peekable();
+            for id in known {
+                while reported.next_if(|other| *other < id).is_some() {}
+                if reported.peek() != Some(&id) {
+                    self.forget_replica(id, storage);
+                }
+            }
+        }
+        for replica in &range.replicas {
+            self.take_replica(storage, replica);
+            if self.blocks.is_excess(replica.id as u64, storage) {
+                // It was to be deleted and is still there: say it again.
+                self.queue_excess_deletion(replica.id as u64, storage);
+            }
+        }
+        if range.last_of_storage {
+            self.nodes.storage_mut(storage).reported = true;
+        }
+        if range.last_of_report {
+            self.nodes.node_mut(node).reported = true;
+            self.wake_deferred();
+        }
+        Ok(())
+    }
+
+    /// Everything known of a block on a storage is void.
+    pub(super) fn forget_replica(&mut self, id: u64, storage: StorageIndex) {
+        self.blocks.forget_bad(id, storage);
+        if let Some(open) = self.blocks.open.get_mut(&id) {
+            open.seen.retain(|seen| seen.storage != storage);
+        }
+        self.drop_replica(id, storage);
+        self.nodes.storage_mut(storage).blocks.remove(id);
+        self.reassess(id);
+    }
+
+    /// The set of a storage holds a block exactly if anything of it is known there.
+    fn settle_membership(&mut self, id: u64, storage: StorageIndex) {
+        if !self.blocks.known_on(id, storage) {
+            self.nodes.storage_mut(storage).blocks.remove(id);
+        }
+    }
+
+    /// One reported replica.
+    fn take_replica(&mut self, storage: StorageIndex, replica: &pb::ReplicaReport) {
+        let id = replica.id as u64;
+        let Some(block) = self.blocks.get(id).filter(|_| replica.id > 0) else {
+            self.queue_deletion(id, replica.generation, storage);
+            return;
+        };
+        let state = replica.state();
+        let current = block.generation;
+        match block.length() {
+            None => self.see_replica(id, storage, replica, current),
+            Some(length) => match state {
+                ReplicaState::Finalized if (replica.generation, replica.length) == (current, length) => {
+                    self.blocks.forget_bad(id, storage);
+                    self.add_replica(id, storage);
+                }
+                // Its last packet is on the way; the report of the finalized replica follows.
+                ReplicaState::BeingWritten if replica.generation == current => return,
+                _ => self.mark_bad(id, storage, replica.generation),
+            },
+        }
+        self.nodes.storage_mut(storage).blocks.insert(id);
+        self.settle_membership(id, storage);
+        self.reassess(id);
+    }
+
+    /// A replica of a block whose length the writer has not said yet.
+    fn see_replica(&mut self, id: u64, storage: StorageIndex, replica: &pb::ReplicaReport, current: u64) {
+        let state = replica.state();
+        let Some(open) = self.blocks.open.get_mut(&id) else { return };
+        open.seen.retain(|seen| seen.storage != storage || seen.generation > replica.generation);
+        if state == ReplicaState::ReplicaCorrupt || replica.generation < current {
+            self.blocks.note_bad(id, storage, replica.generation);
+            return;
+        }
+        if !open.seen.iter().any(|seen| seen.storage == storage) {
+            let seen = SeenReplica { storage, generation: replica.generation, length: replica.length, state };
+            open.seen.push(seen);
+        }
+        self.blocks.forget_bad(id, storage);
+        let file = self.blocks.get(id).map_or(0, |block| block.inode);
+        self.parked.wake(file);
+    }
+
+    /// A replica that does not count.
+    pub(super) fn mark_bad(&mut self, id: u64, storage: StorageIndex, generation: u64) {
+        self.drop_replica(id, storage);
+        self.blocks.note_bad(id, storage, generation);
+    }
+
+    /// A replica of no known block shall go, after safe mode, and only in this generation.
+    pub(super) fn queue_deletion(&mut self, block: u64, generation: u64, storage: StorageIndex) {
+        let depends_on = self.last_txid;
+        let node = self.nodes.storage(storage).node;
+        let queue = &mut self.nodes.node_mut(node).delete;
+        if queue.len() < MAX_DELETIONS {
+            queue.push_back(QueuedDeletion { block, generation, storage, depends_on });
+        }
+    }
+}

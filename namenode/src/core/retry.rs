@@ -1,0 +1,263 @@
+//! Answers of changing calls, kept so that a repeated call is answered, not applied again.
+//!
+//! # Overview
+//! Key: (client id, call id). A call that still waits is kept too: its duplicate waits with it. Errors are not kept: the
+//! call changed nothing, so it may run again. A client tells its lowest unanswered call id with each call, which frees
+//! everything below. What nobody frees goes by age or when the cache is full, oldest first.
+//!
+//! # Restart
+//! Edits carry client id and call id, so replay brings answers back; images carry the newest ones.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use cairn_proto::ids::TxId;
+use cairn_proto::pb;
+use prost::Message as _;
+
+use super::codec::FixedMap;
+use super::event::{ClientRequest, ClientResponse, ReplyTo};
+
+/// Client id and call id.
+pub type CallKey = (Bytes, u64);
+
+/// What is known of a call.
+pub enum Known {
+    /// Nothing: run it.
+    New,
+    /// It runs; the caller was noted and will be answered with the first one.
+    Waits,
+    /// It was answered with this, encoded.
+    Answered(Vec<u8>, TxId),
+}
+
+enum Entry {
+    Running(Vec<ReplyTo>),
+    Done { answer: Vec<u8>, depends_on: TxId },
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct RetryCache {
+    clients: FixedMap<Bytes, BTreeMap<u64, Entry>>,
+    /// Answers in order of time, for age and bound; may name entries that are gone.
+    order: VecDeque<(u64, Bytes, u64)>,
+    entries: usize,
+}
+
+impl RetryCache {
+    /// Number of calls that are kept.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// The client has all answers below this call id.
+    pub fn release(&mut self, client: &[u8], lowest_unanswered: u64) {
+        let Some(calls) = self.clients.get_mut(client) else { return };
+        while let Some(first) = calls.first_entry() {
+            if *first.key() >= lowest_unanswered || matches!(first.get(), Entry::Running(_)) {
+                break;
+            }
+            first.remove();
+            self.entries -= 1;
+        }
+        if calls.is_empty() {
+            self.clients.remove(client);
+        }
+    }
+
+    /// Looks a call up; a new one is noted as running.
+    pub fn begin(&mut self, key: &CallKey, reply: ReplyTo) -> Known {
+        let calls = self.clients.entry(key.0.clone()).or_default();
+        match calls.get_mut(&key.1) {
+            None => {
+                calls.insert(key.1, Entry::Running(Vec::new()));
+                self.entries += 1;
+                Known::New
+            }
+            Some(Entry::Running(waiting)) => {
+                waiting.push(reply);
+                Known::Waits
+            }
+            Some(Entry::Done { answer, depends_on }) => Known::Answered(answer.clone(), *depends_on),
+        }
+    }
+
+    /// A call has its answer (`None`: it failed). Returns the duplicates that waited.
+    pub fn finish(&mut self, key: &CallKey, answer: Option<(Vec<u8>, TxId)>, now_ms: u64) -> Vec<ReplyTo> {
+        let calls = self.clients.entry(key.0.clone()).or_default();
+        let waiting = match calls.remove(&key.1) {
+            Some(Entry::Running(waiting)) => waiting,
+            Some(Entry::Done { .. }) => Vec::new(),
+            None => {
+                self.entries += 1;
+                Vec::new()
+            }
+        };
+        match answer {
+            Some((answer, depends_on)) => {
+                calls.insert(key.1, Entry::Done { answer, depends_on });
+                self.order.push_back((now_ms, key.0.clone(), key.1));
+            }
+            None => {
+                self.entries -= 1;
+                if calls.is_empty() {
+                    self.clients.remove(&key.0);
+                }
+            }
+        }
+        waiting
+    }
+
+    /// Drops what is older than `age_ms` or beyond `bound`.
+    pub fn expire(&mut self, now_ms: u64, age_ms: u64, bound: usize) {
+        while let Some((at, client, call)) = self.order.front() {
+            let gone = match self.clients.get(client) {
+                Some(calls) => !matches!(calls.get(call), Some(Entry::Done { .. })),
+                None => true,
+            };
+            if !gone && at + age_ms > now_ms && self.entries <= bound {
+                // Released entries leave their names here: tidy up when those are the most.
+                if self.order.len() > 2 * self.entries + 1_024 {
+                    self.tidy();
+                }
+                return;
+            }
+            if !gone {
+                if let Some(calls) = self.clients.get_mut(client) {
+                    calls.remove(call);
+                    self.entries -= 1;
+                    if calls.is_empty() {
+                        self.clients.remove(client);
+                    }
+                }
+            }
+            self.order.pop_front();
+        }
+    }
+
+    /// All answers are as old as now: the clock of the namenode's earlier life means nothing.
+    pub fn restamp(&mut self, now_ms: u64) {
+        self.order.iter_mut().for_each(|(at, _, _)| *at = now_ms);
+    }
+
+    fn tidy(&mut self) {
+        let clients = &self.clients;
+        self.order.retain(|(_, client, call)| clients.get(client).is_some_and(|calls| calls.contains_key(call)));
+    }
+
+    /// The newest answers, at most `limit`, oldest first, for an image.
+    pub fn newest(&self, limit: usize) -> Vec<(&[u8], u64, &[u8])> {
+        let mut found: Vec<_> = self
+            .order
+            .iter()
+            .rev()
+            .filter_map(|(_, client, call)| match self.clients.get(client)?.get(call)? {
+                Entry::Done { answer, .. } => Some((&**client, *call, &**answer)),
+                Entry::Running(_) => None,
+            })
+            .take(limit)
+            .collect();
+        found.reverse();
+        found
+    }
+}
+
+/// The call context of a changing call that is kept.
+pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
+    use ClientRequest as R;
+    let call = match request {
+        R::Create(r) => &r.call,
+        R::AddBlock(r) => &r.call,
+        R::AbandonBlock(r) => &r.call,
+        R::NewGeneration(r) => &r.call,
+        R::UpdatePipeline(r) => &r.call,
+        R::Complete(r) => &r.call,
+        R::Mkdirs(r) => &r.call,
+        R::Rename(r) => &r.call,
+        R::Delete(r) => &r.call,
+        R::SetPermission(r) => &r.call,
+        R::SetOwner(r) => &r.call,
+        R::SetTimes(r) => &r.call,
+        R::SetReplication(r) => &r.call,
+        R::GetServerDefaults(_)
+        | R::RenewLease(_)
+        | R::GetStatus(_)
+        | R::List(_)
+        | R::GetBlockLocations(_)
+        | R::ContentSummary(_)
+        | R::ReportBadReplica(_)
+        | R::ClusterReport(_)
+        | R::SafeMode(_) => &None,
+    };
+    call.as_ref().filter(|call| !call.client_id.is_empty())
+}
+
+/// The answer as it is kept.
+pub fn encode(response: &ClientResponse) -> Vec<u8> {
+    use ClientResponse as R;
+    match response {
+        R::Create(r) => r.encode_to_vec(),
+        R::AddBlock(r) => r.encode_to_vec(),
+        R::NewGeneration(r) => r.encode_to_vec(),
+        R::Complete(r) => r.encode_to_vec(),
+        R::Mkdirs(r) => r.encode_to_vec(),
+        R::Delete(r) => r.encode_to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// The kept answer for a repeated request; an error if that is another call under the same number.
+pub fn decode(request: &ClientRequest, answer: &[u8]) -> Result<ClientResponse, prost::DecodeError> {
+    use ClientRequest as R;
+    Ok(match request {
+        R::Create(_) => pb::CreateResponse::decode(answer)?.into(),
+        R::AddBlock(_) => pb::AddBlockResponse::decode(answer)?.into(),
+        R::NewGeneration(_) => pb::NewGenerationResponse::decode(answer)?.into(),
+        R::Complete(_) => pb::CompleteResponse::decode(answer)?.into(),
+        R::Mkdirs(_) => pb::MkdirsResponse::decode(answer)?.into(),
+        R::Delete(_) => pb::DeleteResponse::decode(answer)?.into(),
+        R::AbandonBlock(_) => pb::AbandonBlockResponse {}.into(),
+        R::UpdatePipeline(_) => pb::UpdatePipelineResponse {}.into(),
+        R::Rename(_) => pb::RenameResponse {}.into(),
+        R::SetPermission(_) => pb::SetPermissionResponse {}.into(),
+        R::SetOwner(_) => pb::SetOwnerResponse {}.into(),
+        R::SetTimes(_) => pb::SetTimesResponse {}.into(),
+        _ => pb::SetReplicationResponse {}.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_wait_then_get_the_first_answer() {
+        let mut cache = RetryCache::default();
+        let key = (Bytes::from(vec![1; 16]), 5);
+        assert!(matches!(cache.begin(&key, ReplyTo(1)), Known::New));
+        assert!(matches!(cache.begin(&key, ReplyTo(2)), Known::Waits));
+        assert_eq!(cache.finish(&key, Some((vec![9], TxId(3))), 0), [ReplyTo(2)]);
+        assert!(matches!(cache.begin(&key, ReplyTo(3)), Known::Answered(answer, TxId(3)) if answer == [9]));
+        cache.release(&key.0, 5);
+        assert_eq!(cache.len(), 1);
+        cache.release(&key.0, 6);
+        assert_eq!(cache.len(), 0);
+        assert!(matches!(cache.begin(&key, ReplyTo(4)), Known::New));
+        assert!(cache.finish(&key, None, 0).is_empty());
+        assert!(matches!(cache.begin(&key, ReplyTo(5)), Known::New));
+    }
+
+    #[test]
+    fn age_and_bound_drop_the_oldest() {
+        let mut cache = RetryCache::default();
+        for call in 0..10 {
+            cache.finish(&(Bytes::from(vec![1]), call), Some((Vec::new(), TxId(0))), call);
+        }
+        cache.expire(10, 100, 6);
+        assert_eq!(cache.newest(100).iter().map(|(_, call, _)| *call).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
+        cache.expire(106, 100, 6);
+        assert_eq!(cache.len(), 3);
+    }
+}

@@ -1,0 +1,330 @@
+//! Datanodes: death, repair, excess, safe mode at start, unknown and bad replicas.
+
+use super::*;
+
+fn holders(world: &World, id: u64) -> Vec<usize> {
+    (0..world.nodes.len()).filter(|at| world.nodes[*at].up && world.nodes[*at].held.contains_key(&id)).collect()
+}
+
+fn delete_orders(world: &World) -> usize {
+    world.orders.iter().filter(|(_, order)| matches!(order, Order::Delete(_))).count()
+}
+
+#[test]
+fn a_dead_node_is_replaced_by_risk_and_its_return_is_trimmed() {
+    let mut world = cluster();
+    let mut blocks = Vec::new();
+    for at in 0..30 {
+        blocks.extend(world.write(&format!("/f{at}"), 3, 1));
+    }
+    let lonely = world.write("/lonely", 2, 4);
+    world.pass(2_000);
+    assert_eq!(world.cluster().under_replicated, 0);
+    world.nodes[0].up = false;
+    let lost: Vec<u64> = world.nodes[0].held.keys().copied().collect();
+    assert!(!lost.is_empty());
+    world.pass(29_000);
+    assert!(
+        world.orders.iter().all(|(_, order)| !matches!(order, Order::Replicate(_))),
+        "not before the dead interval"
+    );
+    world.pass(5_000);
+    let report = world.cluster();
+    assert_eq!(report.nodes[0].state(), pb::NodeState::Dead);
+    assert_eq!((report.under_replicated, report.missing, report.pending_replication), (0, 0, 0));
+    for id in &blocks {
+        let at = holders(&world, *id);
+        let mut racks: Vec<&str> = at.iter().map(|at| &*world.nodes[*at].rack).collect();
+        racks.sort_unstable();
+        racks.dedup();
+        assert!(at.len() == 3 && racks.len() >= 2, "{at:?}");
+    }
+    // Blocks with one replica left went first.
+    let copied: Vec<u64> = world
+        .orders
+        .iter()
+        .filter_map(|(_, order)| match order {
+            Order::Replicate(copy) => Some(copy.block.as_ref().unwrap().id as u64),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(copied.len(), lost.len());
+    world.nodes[0].up = true;
+    world.pass(8_000);
+    for id in blocks.iter().chain(&lonely) {
+        let wanted = if lonely.contains(id) { 2 } else { 3 };
+        assert_eq!(holders(&world, *id).len(), wanted, "block {id}");
+    }
+    assert_eq!(world.cluster().over_replicated, 0);
+}
+
+#[test]
+fn the_last_replica_goes_first_and_caps_hold() {
+    let mut world = World::with(CoreSettings { max_repairs_per_node: 2, ..settings() });
+    for at in 0..4 {
+        world.node_up(&format!("n{at}"), &format!("/r{}", at % 2));
+    }
+    let mut single = Vec::new();
+    for at in 0..20 {
+        let id = world.write(&format!("/f{at}"), 3, 1)[0];
+        // Half of the blocks lose all but one replica, the others all but two.
+        let all = holders(&world, id);
+        let keep = if at % 2 == 1 { 1 } else { 2 };
+        for node in &all[keep..] {
+            let generation = world.nodes[*node].held[&id].0;
+            world.remove(*node, id, generation);
+        }
+        if keep == 1 {
+            single.push(id);
+        }
+    }
+    world.step(10);
+    let report = world.cluster();
+    assert_eq!(report.under_replicated, 20);
+    assert!(report.pending_replication <= 4, "{} copies under way with a cap of 2", report.pending_replication);
+    let orders: Vec<Order> = (0..4).flat_map(|at| world.heartbeat(at).unwrap()).collect();
+    let first: Vec<u64> = orders
+        .iter()
+        .filter_map(|order| match order {
+            Order::Replicate(copy) => Some(copy.block.as_ref().unwrap().id as u64),
+            _ => None,
+        })
+        .collect();
+    assert!(!first.is_empty() && first.iter().all(|id| single.contains(id)), "{first:?} of {single:?}");
+}
+
+#[test]
+fn blocks_on_one_rack_are_spread() {
+    let mut world = World::new();
+    for at in 0..3 {
+        world.node_up(&format!("n{at}"), "/r0");
+    }
+    let id = world.write("/f", 3, 1)[0];
+    world.pass(2_000);
+    assert_eq!(world.cluster().mis_replicated, 0, "there is only one rack");
+    world.node_up("far", "/r1");
+    world.step(1);
+    assert_eq!(world.cluster().mis_replicated, 1);
+    world.pass(6_000);
+    let at = holders(&world, id);
+    assert!(at.len() == 3 && at.contains(&3), "{at:?}");
+    assert_eq!(world.cluster().mis_replicated, 0);
+}
+
+#[test]
+fn setrep_adds_and_removes() {
+    let mut world = cluster();
+    let id = world.write("/f", 2, 1)[0];
+    let setrep = |replication| pb::SetReplicationRequest { path: "/f".into(), replication, call: None };
+    world.call::<pb::SetReplicationResponse>("root", setrep(4)).unwrap();
+    world.pass(3_000);
+    assert_eq!(holders(&world, id).len(), 4);
+    world.call::<pb::SetReplicationResponse>("root", setrep(1)).unwrap();
+    world.pass(3_000);
+    assert_eq!(holders(&world, id).len(), 1);
+}
+
+#[test]
+fn a_restart_waits_for_blocks_then_for_nodes() {
+    let mut world = cluster();
+    let mut blocks = Vec::new();
+    for at in 0..20 {
+        blocks.extend(world.write(&format!("/f{at}"), 2, 1));
+    }
+    // An unknown replica and one too many lie there already.
+    world.nodes[0].held.insert(9_999_999_999, (1, 1, pb::ReplicaState::Finalized));
+    world.restart();
+    world.orders.clear();
+    let report = world.cluster();
+    assert!(report.safemode);
+    assert!(
+        report.safemode_reason.contains("0 of 20 blocks have a reported replica, 19 more are needed"),
+        "{}",
+        report.safemode_reason
+    );
+    assert!(
+        report.safemode_reason.contains("6 of 6 known datanodes have not reported yet: n0, n1"),
+        "{}",
+        report.safemode_reason
+    );
+    assert_eq!(code(world.mkdirs("root", "/x", 0o755)), ErrorCode::SafeMode);
+    assert!(world.heartbeat(0).is_err_and(|error| error.code() == ErrorCode::NotRegistered));
+    for at in 0..5 {
+        world.node_up(&format!("n{at}"), &format!("/r{}", at / 2));
+        world.step(100);
+    }
+    assert!(!world.cluster().safemode);
+    world.mkdirs("root", "/x", 0o755).unwrap();
+    // One known node is missing: nothing is copied or deleted until the dead interval is over.
+    world.nodes[5].up = false;
+    world.pass(20_000);
+    assert!(world.orders.iter().all(|(_, order)| matches!(order, Order::FullReport(_))), "{:?}", world.orders);
+    world.pass(12_000);
+    for id in blocks {
+        assert_eq!(holders(&world, id).len(), 2);
+    }
+    assert!(!world.nodes[0].held.contains_key(&9_999_999_999), "the unknown replica is gone");
+}
+
+#[test]
+fn all_nodes_reported_opens_the_gate_at_once() {
+    let mut world = cluster();
+    let id = world.write("/f", 3, 1)[0];
+    let gone = holders(&world, id)[0];
+    world.nodes[gone].held.clear();
+    world.restart();
+    for at in 0..6 {
+        world.node_up(&format!("n{at}"), &format!("/r{}", at / 2));
+    }
+    world.pass(3_000);
+    assert_eq!(holders(&world, id).len(), 3);
+}
+
+#[test]
+fn deleted_files_lose_their_replicas() {
+    let mut world = cluster();
+    world.write("/a/f", 3, 4);
+    world.delete("root", "/a", true).unwrap();
+    world.pass(1_000);
+    assert!(world.nodes.iter().all(|node| node.held.is_empty()));
+    let report = world.cluster();
+    assert_eq!((report.blocks, report.pending_deletion), (0, 0));
+    assert!(report.nodes.iter().all(|node| node.blocks == 0));
+}
+
+#[test]
+fn a_corrupt_replica_is_replaced_and_the_last_one_kept() {
+    let mut world = cluster();
+    let id = world.write("/f", 2, 1)[0];
+    let at = holders(&world, id);
+    let generation = world.nodes[at[0]].held[&id].0;
+    let bad = |node: &str| pb::ReportBadReplicaRequest {
+        block: Some(pb::Block { pool: "pool".into(), id: id as i64, generation }),
+        node_id: node.into(),
+        ..Default::default()
+    };
+    // A reader's word only makes the node look.
+    let node = world.nodes[at[0]].id.clone();
+    world.call::<pb::ReportBadReplicaResponse>("ann", bad(&node)).unwrap();
+    let orders = world.heartbeat(at[0]).unwrap();
+    assert!(matches!(&orders[..], [Order::Verify(verify)] if verify.replicas.len() == 1), "{orders:?}");
+    assert_eq!(world.locations("/f")[0].replicas.len(), 2);
+    // Both nodes find their replicas damaged: the first is replaced, the last one stays.
+    for index in &at {
+        world.hold(*index, id, (generation, BLOCK, pb::ReplicaState::ReplicaCorrupt));
+    }
+    world.pass(5_000);
+    assert_eq!(holders(&world, id), at);
+    assert!(world.locations("/f")[0].corrupt && world.locations("/f")[0].replicas.is_empty());
+    assert_eq!((world.cluster().missing, world.cluster().corrupt), (1, 1));
+    // One of them turns out well.
+    world.hold(at[0], id, (generation, BLOCK, pb::ReplicaState::Finalized));
+    world.pass(5_000);
+    let now = holders(&world, id);
+    assert!(now.len() == 2 && now.contains(&at[0]), "{now:?}");
+    assert!(now.iter().all(|at| world.nodes[*at].held[&id].2 == pb::ReplicaState::Finalized));
+    assert_eq!((world.cluster().missing, world.cluster().corrupt), (0, 0));
+}
+
+#[test]
+fn only_ids_inside_a_range_are_forgotten() {
+    let mut world = cluster();
+    let ids = world.write("/f", 1, 1).into_iter().chain(world.write("/g", 1, 1)).collect::<Vec<_>>();
+    let at = holders(&world, ids[0])[0];
+    let (generation, length, _) = world.nodes[at].held[&ids[0]];
+    // The same node gets a replica of both, then reports a range around the first without it.
+    for id in &ids {
+        let generation = world.nodes[holders(&world, *id)[0]].held[id].0;
+        world.hold(at, *id, (generation, length, pb::ReplicaState::Finalized));
+    }
+    let before = world.locations("/g")[0].replicas.len();
+    let range = |replicas| pb::FullReportRange {
+        storage_id: format!("n{at}-s"),
+        pool: "pool".into(),
+        first_id: ids[0] as i64 - 5,
+        last_id: ids[0] as i64,
+        replicas,
+        ..Default::default()
+    };
+    world.report(at, Report::Range(range(Vec::new())));
+    assert!(world.locations("/f")[0].replicas.is_empty());
+    assert_eq!(world.locations("/g")[0].replicas.len(), before);
+    let back = pb::ReplicaReport { id: ids[0] as i64, generation, length, state: 0 };
+    world.report(at, Report::Range(range(vec![back])));
+    assert_eq!(world.locations("/f")[0].replicas.len(), 1);
+    // Nonsense ends the stream, not the namenode.
+    world.report(at, Report::Range(range(vec![back, back])));
+    assert_eq!(world.closed.last(), Some(&world.nodes[at].stream));
+}
+
+#[test]
+fn a_lost_volume_and_stale_nodes() {
+    let mut world = cluster();
+    let id = world.write("/f", 3, 1)[0];
+    let at = holders(&world, id)[0];
+    let node = world.nodes[at].id.clone();
+    // A node that is silent for the stale interval is read last and gets no new blocks.
+    for _ in 0..12 {
+        for other in (0..6).filter(|other| *other != at) {
+            world.heartbeat(other).unwrap();
+        }
+        world.step(500);
+    }
+    let replicas = world.locations("/f")[0].replicas.clone();
+    assert_eq!(replicas.last().unwrap().node_id, node);
+    assert_eq!(replicas.last().unwrap().state(), pb::ReplicaState::ReplicaStale);
+    for n in 0..10 {
+        let inode = world.create(&format!("/new{n}"), 3).unwrap().inode;
+        let block = world.add_block(inode, 0, &[]).unwrap();
+        assert!(block.replicas.iter().all(|replica| replica.node_id != node));
+    }
+    // Then its disk fails.
+    world.nodes[at].held.clear();
+    let request = pb::HeartbeatRequest {
+        node_id: node,
+        registration: world.nodes[at].registration,
+        storages: vec![pb::StorageInfo { failure: "I/O error".into(), ..world.infos(at)[0].clone() }],
+        epoch: 1,
+        ..Default::default()
+    };
+    world.event(Event::Heartbeat { reply: ReplyTo(77), request });
+    world.step(1);
+    world.nodes[at].up = false;
+    world.pass(3_000);
+    assert_eq!(holders(&world, id).len(), 3);
+}
+
+#[test]
+fn strangers_and_newer_epochs_are_refused() {
+    let mut world = cluster();
+    let base = pb::RegisterRequest {
+        node_id: "x".into(),
+        address: "0.0.0.0:1".into(),
+        protocol_version: 1,
+        ..Default::default()
+    };
+    for (request, expected) in [
+        (pb::RegisterRequest { cluster_id: "other".into(), ..base.clone() }, ErrorCode::WrongCluster),
+        (pb::RegisterRequest { pool_id: "other".into(), ..base.clone() }, ErrorCode::WrongCluster),
+        (pb::RegisterRequest { epoch: 2, ..base.clone() }, ErrorCode::StaleEpoch),
+        (pb::RegisterRequest { protocol_version: 9, ..base.clone() }, ErrorCode::UnsupportedVersion),
+        (pb::RegisterRequest { node_id: String::new(), ..base.clone() }, ErrorCode::InvalidArgument),
+        (pb::RegisterRequest { storages: world.infos(0), ..base.clone() }, ErrorCode::InvalidArgument),
+    ] {
+        world.event(Event::Register { reply: ReplyTo(5), peer_ip: "10.0.0.99".into(), request });
+        assert_eq!(code(world.answer(5).unwrap()), expected);
+    }
+    world.event(Event::Register { reply: ReplyTo(5), peer_ip: "10.0.0.99".into(), request: base });
+    assert!(world.answer(5).unwrap().is_ok());
+    assert_eq!(world.cluster().nodes.last().unwrap().address, "10.0.0.99:1");
+    // A second registration closes the stream of the first, and an old one is fenced.
+    let old = world.nodes[0].clone();
+    world.register(0).unwrap();
+    assert!(world.closed.contains(&old.stream));
+    let edits = world.log.len();
+    world.register(0).unwrap();
+    assert_eq!(world.log.len(), edits, "nothing new, nothing logged");
+    world.nodes[0].registration = old.registration;
+    assert_eq!(code(world.heartbeat(0)), ErrorCode::NotRegistered);
+    assert_eq!(delete_orders(&world), 0);
+}

@@ -1,0 +1,20 @@
+//! Cairn's namenode: the namespace, where its blocks are, and what becomes of them.
+//!
+//! * [`Namenode::start`] and [`Running`]: the daemon
+//! * [`NamenodeSettings`]: its knobs
+//! * [`core`]: the pure core, for tests and benchmarks without a daemon
+//! * [`journal`] and [`image`]: what lies in a metadata directory
+//!
+//! # Architecture
+//! One thread owns the [`core`]; everything else talks to it through a bounded queue. It gives each change to the
+//! [`journal`]'s thread and lets no answer out before what that answer depends on is durable. See `server/owner.rs`.
+
+pub mod core;
+mod http;
+pub mod image;
+pub mod journal;
+mod server;
+mod settings;
+
+pub use server::{Namenode, Running};
+pub use settings::NamenodeSettings;

@@ -1,0 +1,203 @@
+//! The RPC port: the first bytes of a connection decide who serves it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use cairn_common::Env;
+use cairn_common::net::opening::{Opening, Peer, ServerIdentity, read_opening};
+use cairn_common::net::rpc::RpcConn;
+use cairn_common::net::{Conn, Listener};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tonic::transport::server::Connected;
+
+use super::service::BARE_GRPC;
+
+/// After a failed accept (no descriptors left, say) the next try waits this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A refused peer gets this long to read why.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+
+/// A connection of the gRPC server, counted as long as it lives.
+pub struct ServedConn {
+    inner: RpcConn,
+    _counted: OwnedSemaphorePermit,
+}
+
+impl Connected for ServedConn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.inner.connect_info()
+    }
+}
+
+impl AsyncRead for ServedConn {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for ServedConn {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// What the accept loop needs.
+pub struct Door {
+    /// The machine.
+    pub env: Env,
+    /// The port.
+    pub listener: Listener,
+    /// What callers are told, and checked against.
+    pub identity: ServerIdentity,
+    /// Most connections at a time.
+    pub max_connections: usize,
+    /// Where gRPC connections go.
+    pub served: mpsc::Sender<io::Result<ServedConn>>,
+    /// Turns true when the namenode stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Accepts until told to stop. A slow or silent peer holds up nobody: each connection finds its way in a task of its own.
+pub async fn accept(door: Door) {
+    let Door { env, listener, identity, max_connections, served, mut stop } = door;
+    let (room, identity) = (Arc::new(Semaphore::new(max_connections)), Arc::new(identity));
+    loop {
+        let accepted = tokio::select! { biased;
+            // An error means that nobody is left who could stop us later.
+            _ = stop.wait_for(|&stop| stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let conn = match accepted {
+            Ok(conn) => conn,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                env.clock.sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(counted) = Arc::clone(&room).try_acquire_owned() else {
+            tracing::warn!(peer = %conn.peer_addr(), max_connections, "connection turned away: too many are open");
+            continue;
+        };
+        tokio::spawn(admit(env.clone(), conn, Arc::clone(&identity), served.clone(), counted));
+    }
+}
+
+async fn admit(
+    env: Env,
+    conn: Conn,
+    identity: Arc<ServerIdentity>,
+    served: mpsc::Sender<io::Result<ServedConn>>,
+    counted: OwnedSemaphorePermit,
+) {
+    let addr = conn.peer_addr();
+    let inner = match read_opening(conn, &identity, &env.clock).await {
+        Ok(Opening::Rpc { conn, peer }) => RpcConn::new(conn, peer),
+        Ok(Opening::Grpc(conn)) => {
+            let peer = Peer { user: String::new(), role: BARE_GRPC.to_owned(), peer_id: String::new(), addr, epoch: 0 };
+            RpcConn::new(conn, peer)
+        }
+        Ok(other) => return refuse(&env, other).await,
+        Err(error) => {
+            tracing::debug!(peer = %addr, %error, "connection refused");
+            return;
+        }
+    };
+    // Fails only while the namenode stops.
+    let _ = served.send(Ok(ServedConn { inner, _counted: counted })).await;
+}
+
+/// Tells a peer in its own protocol, as far as there is a way, that this is the wrong door.
+async fn refuse(env: &Env, opening: Opening) {
+    let (conn, what, answer) = match opening {
+        Opening::Http(conn) => (conn, "HTTP", http_refusal()),
+        Opening::Hadoop(conn) => (conn, "Hadoop RPC", hadoop_refusal()),
+        Opening::HadoopData(conn) => (conn, "Hadoop data transfer", Vec::new()),
+        Opening::Data { conn, .. } => (conn, "the data plane", Vec::new()),
+        Opening::Unknown(conn, _) => (conn, "an unknown protocol", Vec::new()),
+        Opening::Rpc { .. } | Opening::Grpc(_) => return,
+    };
+    tracing::info!(peer = %conn.peer_addr(), protocol = what, "refused on the RPC port");
+    // A peer that does not take its refusal in time is closed all the same.
+    let _ = env.clock.timeout(REFUSAL_TIME, say_and_close(conn, &answer)).await;
+}
+
+async fn say_and_close(mut conn: Conn, answer: &[u8]) -> io::Result<()> {
+    conn.write_all(answer).await?;
+    conn.shutdown().await?;
+    // Closing with unread bytes would reset the connection and could destroy the answer on its way.
+    let mut rest = [0; 4096];
+    while conn.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+fn http_refusal() -> Vec<u8> {
+    let text = "This is the RPC port of a Cairn namenode; status and metrics are on the port given with --http.\n";
+    format!(
+        "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    )
+    .into_bytes()
+}
+
+/// Hadoop's `RpcResponseHeaderProto`, as far as a refusal needs it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HadoopResponseHeader {
+    #[prost(uint32, tag = "1")]
+    call_id: u32,
+    #[prost(uint32, tag = "2")]
+    status: u32,
+    #[prost(uint32, tag = "3")]
+    server_ipc_version: u32,
+    #[prost(string, tag = "4")]
+    exception_class: String,
+    #[prost(string, tag = "5")]
+    error_message: String,
+    #[prost(uint32, tag = "6")]
+    error_detail: u32,
+}
+
+fn hadoop_refusal() -> Vec<u8> {
+    use prost::Message;
+    const INVALID_CALL: u32 = -3_i32 as u32;
+    const FATAL: u32 = 2;
+    const FATAL_UNKNOWN: u32 = 10;
+    let header = HadoopResponseHeader {
+        call_id: INVALID_CALL,
+        status: FATAL,
+        server_ipc_version: 9,
+        exception_class: "java.lang.UnsupportedOperationException".into(),
+        error_message: "this Cairn namenode does not serve Hadoop clients yet".into(),
+        error_detail: FATAL_UNKNOWN,
+    };
+    let body = header.encode_length_delimited_to_vec();
+    let mut out = (body.len() as u32).to_be_bytes().to_vec();
+    out.extend(body);
+    out
+}

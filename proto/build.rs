@@ -1,0 +1,24 @@
+//! Compiles the message definitions with `protox`, so no system `protoc` is needed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/cairn/v1/common.proto",
+        "proto/cairn/v1/handshake.proto",
+        "proto/cairn/v1/namenode.proto",
+        "proto/cairn/v1/cluster.proto",
+        "proto/cairn/v1/data.proto",
+        "proto/cairn/v1/task.proto",
+        "proto/cairn/v1/edit.proto",
+    ];
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files, ["proto"])?;
+    let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
+    tonic_prost_build::configure()
+        .build_client(grpc)
+        .build_server(grpc)
+        .bytes(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

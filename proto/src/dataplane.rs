@@ -1,0 +1,144 @@
+//! Messages and markers of the data plane.
+//!
+//! After the handshake ([`crate::handshake`], purpose data) a connection carries operations one after the other: a
+//! [`DataRequest`](crate::pb::DataRequest), its reply, and what the operation adds. Each message is delimited: u32 big endian
+//! length, at most [`MAX_MESSAGE_BYTES`], then the message.
+//!
+//! **Write**: request; `WriteReady` when the whole pipeline is open; then units from the writer, each with a header of 32 bytes: a frame
+//! (and its payload) or a marker; upwards `WriteAck` messages, cumulative. An ack of length L says that this node and all below hold the first L
+//! bytes, verified. The connection ends after the ack of `Finish`, or after an error.
+//!
+//! **Read**: request; `ReadReady`; then `frame_bytes` bytes of frames as they lie on disk.
+//!
+//! A marker has the shape of a frame header, so one read of 32 bytes serves both:
+//!
+//! | at | size | field |
+//! |---|---|---|
+//! | 0 | 1 | kind: `0xE0` finish, `0xE1` flush, `0xE2` sync, `0xE3` heartbeat |
+//! | 1 | 15 | 0 |
+//! | 16 | 8 | length of the block's data before this marker |
+//! | 24 | 4 | 0 |
+//! | 28 | 4 | CRC-32 of the block id and bytes 0 to 27 |
+
+use prost::Message;
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::frame::{FRAME_HEADER_BYTES, FRAME_KIND, FrameError, FrameHeader, header_crc, le64};
+use crate::ids::BlockId;
+
+/// Longest delimited message of the data plane.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// What a writer says between frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MarkerKind {
+    /// No more data: finalize, durably.
+    Finish,
+    /// Make what was sent visible to new readers.
+    Flush,
+    /// Make what was sent durable.
+    Sync,
+    /// The writer is alive; acked with the length as it is.
+    Heartbeat,
+}
+
+/// A marker with the length that its sender has sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marker {
+    /// What it asks.
+    pub kind: MarkerKind,
+    /// Bytes of the block's data sent before it.
+    pub length: u64,
+}
+
+/// One header of the write stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// A frame; its payload follows.
+    Frame(FrameHeader),
+    /// A marker.
+    Marker(Marker),
+}
+
+impl Marker {
+    /// As it is sent.
+    pub fn encode(&self, block: BlockId) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = [0; FRAME_HEADER_BYTES];
+        out[0] = match self.kind {
+            MarkerKind::Finish => 0xE0,
+            MarkerKind::Flush => 0xE1,
+            MarkerKind::Sync => 0xE2,
+            MarkerKind::Heartbeat => 0xE3,
+        };
+        out[16..24].copy_from_slice(&self.length.to_le_bytes());
+        let crc = header_crc(block, &out[..28]);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+}
+
+impl Unit {
+    /// Reads and verifies one header of the write stream.
+    pub fn decode(block: BlockId, bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Self, FrameError> {
+        let kind = match bytes[0] {
+            FRAME_KIND => return FrameHeader::decode(block, bytes).map(Self::Frame),
+            0xE0 => MarkerKind::Finish,
+            0xE1 => MarkerKind::Flush,
+            0xE2 => MarkerKind::Sync,
+            0xE3 => MarkerKind::Heartbeat,
+            other => return Err(FrameError::NotAFrame(other)),
+        };
+        let crc = u32::from_le_bytes([bytes[28], bytes[29], bytes[30], bytes[31]]);
+        if header_crc(block, &bytes[..28]) != crc {
+            return Err(FrameError::HeaderChecksum);
+        }
+        Ok(Self::Marker(Marker { kind, length: le64(bytes, 16) }))
+    }
+}
+
+/// A message with its length before it.
+pub fn encode_delimited(message: &impl Message) -> Vec<u8> {
+    let length = message.encoded_len();
+    let mut out = Vec::with_capacity(4 + length);
+    out.extend_from_slice(&(length as u32).to_be_bytes());
+    message.encode_raw(&mut out);
+    out
+}
+
+/// Checks a length prefix before anything is allocated for it.
+pub fn check_message_length(prefix: [u8; 4], who: &str) -> Result<usize> {
+    let length = u32::from_be_bytes(prefix) as usize;
+    if length > MAX_MESSAGE_BYTES {
+        let text = format!("{who} sent a message of {length} bytes, more than {MAX_MESSAGE_BYTES}");
+        return Err(Error::new(ErrorCode::InvalidArgument, text));
+    }
+    Ok(length)
+}
+
+/// Decodes a message that `who` sent.
+pub fn decode_message<M: Message + Default>(bytes: &[u8], who: &str) -> Result<M> {
+    M::decode(bytes).map_err(|error| {
+        Error::new(ErrorCode::InvalidArgument, format!("{who} sent a message that cannot be read: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_come_back_and_belong_to_their_block() {
+        for kind in [MarkerKind::Finish, MarkerKind::Flush, MarkerKind::Sync, MarkerKind::Heartbeat] {
+            let marker = Marker { kind, length: 1 << 40 };
+            let bytes = marker.encode(BlockId(5));
+            assert_eq!(Unit::decode(BlockId(5), &bytes), Ok(Unit::Marker(marker)));
+            assert_eq!(Unit::decode(BlockId(6), &bytes), Err(FrameError::HeaderChecksum));
+        }
+    }
+
+    #[test]
+    fn an_over_long_message_is_refused_before_it_is_read() {
+        assert!(check_message_length([0xff; 4], "peer").is_err());
+        assert_eq!(check_message_length([0, 0, 1, 0], "peer").unwrap(), 256);
+    }
+}

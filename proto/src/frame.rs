@@ -1,0 +1,342 @@
+//! Frames: the unit in which a block's data is compressed and checksummed, once, by the client.
+//!
+//! The same bytes go over the wire, through the pipeline, onto disk and back to the reader. A datanode checks the stored
+//! bytes and never recompresses; a reader checks the raw data after it has decompressed it.
+//!
+//! Header, 32 bytes, little endian, followed by `stored_len` bytes of payload:
+//!
+//! | at | size | field | |
+//! |---|---|---|---|
+//! | 0 | 1 | kind | `0xCF`; other values are markers of the write stream ([`crate::dataplane`]) |
+//! | 1 | 1 | codec | 0 stored, 1 zstd |
+//! | 2 | 2 | flags | reserved, must be 0; bit 0 will mean encrypted |
+//! | 4 | 4 | raw_len | bytes of file data, 1 to 4 MiB |
+//! | 8 | 4 | stored_len | bytes of payload, at most raw_len (a frame that does not shrink is stored) |
+//! | 12 | 4 | raw_crc | CRC-32C of the raw data, taken before compression |
+//! | 16 | 8 | offset | where the raw data starts in the block |
+//! | 24 | 4 | stored_crc | CRC-32 of the payload |
+//! | 28 | 4 | header_crc | CRC-32 of the block id (8 bytes LE) and bytes 0 to 27: a misplaced frame does not verify |
+
+use bytes::Bytes;
+
+use crate::ids::BlockId;
+
+/// Bytes of a frame header.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// File data per frame that writers aim at.
+pub const DEFAULT_FRAME_RAW_BYTES: usize = 256 << 10;
+/// No frame holds more file data than this, so a reader's memory is bounded.
+pub const MAX_FRAME_RAW_BYTES: usize = 4 << 20;
+/// First byte of a frame header.
+pub const FRAME_KIND: u8 = 0xCF;
+
+/// zstd level that writers use: the fastest that still shrinks text five times.
+pub const ZSTD_LEVEL: i32 = 1;
+
+/// How a frame's payload is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Codec {
+    /// As it is.
+    Stored,
+    /// zstd.
+    Zstd,
+}
+
+/// Why bytes are not a frame, or not this block's.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Fewer bytes than a header or its payload needs.
+    #[error("cut: {have} of {need} bytes")]
+    Cut {
+        /// Bytes there are.
+        have: usize,
+        /// Bytes needed.
+        need: usize,
+    },
+    /// First byte is not a frame's.
+    #[error("not a frame (first byte {0:#04x})")]
+    NotAFrame(u8),
+    /// Header does not verify: damaged, or another block's.
+    #[error("frame header does not verify (damaged, or of another block)")]
+    HeaderChecksum,
+    /// A field is out of range.
+    #[error("frame header is out of range: {0}")]
+    OutOfRange(&'static str),
+    /// Payload does not verify.
+    #[error("stored bytes of the frame at {offset} do not verify")]
+    StoredChecksum {
+        /// Where the frame starts in the block.
+        offset: u64,
+    },
+    /// Decompressed data does not verify.
+    #[error("data of the frame at {offset} does not verify after decompression")]
+    RawChecksum {
+        /// Where the frame starts in the block.
+        offset: u64,
+    },
+    /// The payload is not what its codec needs.
+    #[error("frame at {offset} does not decompress: {reason}")]
+    Decompress {
+        /// Where the frame starts in the block.
+        offset: u64,
+        /// The codec's words.
+        reason: String,
+    },
+}
+
+/// A verified frame header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameHeader {
+    /// How the payload is stored.
+    pub codec: Codec,
+    /// Bytes of file data.
+    pub raw_len: u32,
+    /// Bytes of payload.
+    pub stored_len: u32,
+    /// CRC-32C of the raw data.
+    pub raw_crc: u32,
+    /// Where the raw data starts in the block.
+    pub offset: u64,
+    /// CRC-32 of the payload.
+    pub stored_crc: u32,
+}
+
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
+    u64::from(le32(bytes, at)) | (u64::from(le32(bytes, at + 4)) << 32)
+}
+
+/// CRC of a header's first 28 bytes, seeded with the block.
+pub(crate) fn header_crc(block: BlockId, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&block.0.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+impl FrameHeader {
+    /// As it is on wire and disk.
+    pub fn encode(&self, block: BlockId) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = [0; FRAME_HEADER_BYTES];
+        out[0] = FRAME_KIND;
+        out[1] = match self.codec {
+            Codec::Stored => 0,
+            Codec::Zstd => 1,
+        };
+        out[4..8].copy_from_slice(&self.raw_len.to_le_bytes());
+        out[8..12].copy_from_slice(&self.stored_len.to_le_bytes());
+        out[12..16].copy_from_slice(&self.raw_crc.to_le_bytes());
+        out[16..24].copy_from_slice(&self.offset.to_le_bytes());
+        out[24..28].copy_from_slice(&self.stored_crc.to_le_bytes());
+        let crc = header_crc(block, &out[..28]);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads and verifies a header; `bytes` may hold more than it.
+    pub fn decode(block: BlockId, bytes: &[u8]) -> Result<Self, FrameError> {
+        if bytes.len() < FRAME_HEADER_BYTES {
+            return Err(FrameError::Cut { have: bytes.len(), need: FRAME_HEADER_BYTES });
+        }
+        if bytes[0] != FRAME_KIND {
+            return Err(FrameError::NotAFrame(bytes[0]));
+        }
+        if header_crc(block, &bytes[..28]) != le32(bytes, 28) {
+            return Err(FrameError::HeaderChecksum);
+        }
+        let codec = match bytes[1] {
+            0 => Codec::Stored,
+            1 => Codec::Zstd,
+            _ => return Err(FrameError::OutOfRange("unknown codec")),
+        };
+        if bytes[2..4] != [0, 0] {
+            return Err(FrameError::OutOfRange("unknown flags"));
+        }
+        let header = Self {
+            codec,
+            raw_len: le32(bytes, 4),
+            stored_len: le32(bytes, 8),
+            raw_crc: le32(bytes, 12),
+            offset: le64(bytes, 16),
+            stored_crc: le32(bytes, 24),
+        };
+        header.check()?;
+        Ok(header)
+    }
+
+    fn check(&self) -> Result<(), FrameError> {
+        if self.raw_len == 0 || self.raw_len as usize > MAX_FRAME_RAW_BYTES {
+            return Err(FrameError::OutOfRange("raw length"));
+        }
+        if self.stored_len == 0 || self.stored_len > self.raw_len {
+            return Err(FrameError::OutOfRange("stored length"));
+        }
+        if self.codec == Codec::Stored && self.stored_len != self.raw_len {
+            return Err(FrameError::OutOfRange("stored length of an uncompressed frame"));
+        }
+        if self.offset.checked_add(u64::from(self.raw_len)).is_none_or(|end| end > crate::MAX_BLOCK_SIZE) {
+            return Err(FrameError::OutOfRange("offset"));
+        }
+        Ok(())
+    }
+
+    /// Where the raw data ends in the block.
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.raw_len)
+    }
+
+    /// Bytes of header and payload together.
+    pub fn frame_bytes(&self) -> usize {
+        FRAME_HEADER_BYTES + self.stored_len as usize
+    }
+
+    /// Checks the payload as a datanode does: without decompressing.
+    pub fn verify_stored(&self, payload: &[u8]) -> Result<(), FrameError> {
+        if payload.len() != self.stored_len as usize {
+            return Err(FrameError::Cut { have: payload.len(), need: self.stored_len as usize });
+        }
+        if crc32fast::hash(payload) != self.stored_crc {
+            return Err(FrameError::StoredChecksum { offset: self.offset });
+        }
+        Ok(())
+    }
+
+    /// Decompresses the payload and verifies the data: the reader's check, end to end.
+    pub fn open(&self, payload: Bytes) -> Result<Bytes, FrameError> {
+        if payload.len() != self.stored_len as usize {
+            return Err(FrameError::Cut { have: payload.len(), need: self.stored_len as usize });
+        }
+        let raw = match self.codec {
+            Codec::Stored => payload,
+            Codec::Zstd => {
+                let raw = zstd::bulk::decompress(&payload, self.raw_len as usize).map_err(|error| {
+                    FrameError::Decompress { offset: self.offset, reason: error.to_string() }
+                })?;
+                Bytes::from(raw)
+            }
+        };
+        if raw.len() != self.raw_len as usize || crc32c::crc32c(&raw) != self.raw_crc {
+            return Err(FrameError::RawChecksum { offset: self.offset });
+        }
+        Ok(raw)
+    }
+}
+
+/// A sealed frame, ready for the wire.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its header.
+    pub header: FrameHeader,
+    /// Its header as bytes.
+    pub header_bytes: [u8; FRAME_HEADER_BYTES],
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// Makes frames; keeps the compressor's tables between them.
+pub struct Sealer {
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl Sealer {
+    /// One that compresses if `compress`, else stores.
+    pub fn new(compress: bool) -> Self {
+        let zstd = if compress { zstd::bulk::Compressor::new(ZSTD_LEVEL).ok() } else { None };
+        Self { zstd }
+    }
+
+    /// Seals `raw` (1 to [`MAX_FRAME_RAW_BYTES`] bytes) that starts at `offset` of `block`. `try_compress` is the writer's
+    /// judgement: on incompressible data it is pointless to try every frame.
+    pub fn seal(&mut self, block: BlockId, offset: u64, raw: Bytes, try_compress: bool) -> Frame {
+        debug_assert!(!raw.is_empty() && raw.len() <= MAX_FRAME_RAW_BYTES, "frame size");
+        let raw_crc = crc32c::crc32c(&raw);
+        let raw_len = raw.len() as u32;
+        let compressed = match (&mut self.zstd, try_compress) {
+            (Some(zstd), true) => zstd.compress(&raw).ok().filter(|small| small.len() < raw.len()),
+            _ => None,
+        };
+        let (codec, payload) = match compressed {
+            Some(small) => (Codec::Zstd, Bytes::from(small)),
+            None => (Codec::Stored, raw),
+        };
+        let header = FrameHeader {
+            codec,
+            raw_len,
+            stored_len: payload.len() as u32,
+            raw_crc,
+            offset,
+            stored_crc: crc32fast::hash(&payload),
+        };
+        Frame { header, header_bytes: header.encode(block), payload }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCK: BlockId = BlockId(1_073_741_825);
+
+    fn seal(raw: &[u8], compress: bool) -> Frame {
+        Sealer::new(compress).seal(BLOCK, 512, Bytes::copy_from_slice(raw), compress)
+    }
+
+    #[test]
+    fn text_shrinks_and_comes_back() {
+        let text = b"the quick brown fox ".repeat(1_000);
+        let frame = seal(&text, true);
+        assert_eq!(frame.header.codec, Codec::Zstd);
+        assert!(frame.payload.len() < text.len() / 10);
+        let header = FrameHeader::decode(BLOCK, &frame.header_bytes).unwrap();
+        header.verify_stored(&frame.payload).unwrap();
+        assert_eq!(&header.open(frame.payload).unwrap()[..], &text[..]);
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored() {
+        let frame = seal(b"x", true);
+        assert_eq!(frame.header.codec, Codec::Stored);
+    }
+
+    #[test]
+    fn another_blocks_frame_does_not_verify() {
+        let frame = seal(b"data", false);
+        assert_eq!(FrameHeader::decode(BLOCK.next(), &frame.header_bytes), Err(FrameError::HeaderChecksum));
+    }
+
+    #[test]
+    fn layout_is_frozen() {
+        let frame = seal(b"data", false);
+        assert_eq!(frame.header_bytes[..4], [0xCF, 0, 0, 0]);
+        assert_eq!(frame.header_bytes[4..12], [4, 0, 0, 0, 4, 0, 0, 0]);
+        assert_eq!(le32(&frame.header_bytes, 12), crc32c::crc32c(b"data"));
+        assert_eq!(le64(&frame.header_bytes, 16), 512);
+        assert_eq!(le32(&frame.header_bytes, 24), crc32fast::hash(b"data"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_single_flipped_bit_is_found(at in 0usize..(FRAME_HEADER_BYTES + 64), bit in 0u8..8) {
+            let frame = seal(&[7; 64], false);
+            let mut bytes = frame.header_bytes.to_vec();
+            bytes.extend_from_slice(&frame.payload);
+            bytes[at] ^= 1 << bit;
+            let found = match FrameHeader::decode(BLOCK, &bytes) {
+                Err(_) => true,
+                Ok(header) => header.verify_stored(&bytes[FRAME_HEADER_BYTES..]).is_err(),
+            };
+            prop_assert!(found);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(header) = FrameHeader::decode(BLOCK, &bytes) {
+                let _ = header.open(Bytes::from(bytes));
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Jobs run where the blocks lie and give the right answer, whatever dies meanwhile.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use cairn_tests::data::{self, sorted_lines};
+use cairn_tests::{Cluster, ClusterOptions, Run, large, process, wait_until};
+use serde_json::Value;
+
+/// All parts of a job's output, in order.
+fn parts(cluster: &Cluster, output: &str) -> Vec<u8> {
+    cluster.cairn(&["stat", &format!("{output}/_SUCCESS")]).ok();
+    cluster.cat(&format!("{output}/part-r-*"))
+}
+
+fn count(cluster: &Cluster, flags: &[&str], input: &str, output: &str) -> Value {
+    cluster.json(&[&["job", "wordcount"], flags, &[input, output]].concat())
+}
+
+/// The output must equal what a Unix pipeline makes of the same file, byte for byte after sorting.
+fn assert_counts(cluster: &Cluster, local: &str, output: &str) {
+    let expected = data::word_count_by_pipeline(local.as_ref());
+    let got = sorted_lines(&parts(cluster, output));
+    assert!(got == expected, "{} bytes of counts, expected {}", got.len(), expected.len());
+}
+
+#[test]
+fn word_count_equals_a_unix_pipeline() {
+    let size = if large() { 1 << 30 } else { 12 << 20 };
+    let cluster = Cluster::start(ClusterOptions::new(3, 2).core("default_block_size", size / 12));
+    let local = cluster.local_file("text", &data::text(1, size, 300_000));
+    cluster.cairn(&["put", &local, "/text"]).ok();
+    let report = count(&cluster, &[], "/text", "/counts");
+    assert_eq!(report["state"], "succeeded", "{report}");
+    let maps = &report["map"];
+    let sum: u64 = ["node_local", "rack_local", "remote"].iter().map(|key| maps[*key].as_u64().unwrap()).sum();
+    assert_eq!(maps["tasks"].as_u64().unwrap(), sum, "{report}");
+    assert!(sum >= 12, "one map for each block: {report}");
+    assert_eq!(report["map"]["attempts_failed"], 0, "{report}");
+    assert!(report["bytes"]["read"].as_u64().unwrap() >= size as u64, "{report}");
+    assert!(report["records"]["map_out"].as_u64().unwrap() >= report["records"]["out"].as_u64().unwrap(), "{report}");
+    assert_counts(&cluster, &local, "/counts");
+    // Each part is sorted by the bytes of the word.
+    let first = cluster.cat("/counts/part-r-00000");
+    let words: Vec<&[u8]> =
+        first.split(|byte| *byte == b'\n').map(|l| l.split(|b| *b == b'\t').next().unwrap()).collect();
+    assert!(words[..words.len() - 1].windows(2).all(|pair| pair[0] < pair[1]));
+}
+
+#[test]
+fn lines_that_cross_blocks_are_counted_once() {
+    let cluster = Cluster::small();
+    // Blocks of 512 bytes, lines up to some kilobytes, and one line far longer than a block.
+    let mut text = data::text(2, 20_000, 100);
+    text.extend_from_slice(&b"w ".repeat(2_000));
+    text.extend_from_slice(b"\nlast\n\n");
+    let local = cluster.local_file("text", &text);
+    cluster.cairn(&["put", "--block-size", "512", &local, "/text"]).ok();
+    let report = count(&cluster, &["--reducers", "3"], "/text", "/counts");
+    assert_eq!(report["reduce"]["tasks"], 3);
+    assert_counts(&cluster, &local, "/counts");
+    assert_eq!(cluster.json(&["ls", "/counts/part-r-*"]).as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn several_inputs_empty_files_and_directories() {
+    let cluster = Cluster::small();
+    cluster.cairn(&["mkdir", "-p", "/in/sub"]).ok();
+    cluster.put("/in/a", b"one two\n", &[]);
+    cluster.put("/in/b", b"Two three", &[]);
+    cluster.put("/in/empty", b"", &[]);
+    count(&cluster, &["--reducers", "1"], "/in/*", "/out1");
+    assert_eq!(String::from_utf8(parts(&cluster, "/out1")).unwrap(), "one\t1\nthree\t1\ntwo\t2\n");
+    count(&cluster, &["--reducers", "1"], "/in/empty", "/out2");
+    assert_eq!(parts(&cluster, "/out2"), b"");
+}
+
+#[test]
+fn grep_counts_what_matches() {
+    let cluster = Cluster::small();
+    cluster.put("/log", &b"error: disk\nok\nerror: net\n".repeat(1_000), &["--block-size", "4096"]);
+    let report = cluster.json(&["job", "grep", "error", "/log", "/found"]);
+    assert_eq!(report["state"], "succeeded");
+    let text = String::from_utf8(parts(&cluster, "/found")).unwrap();
+    assert!(text.contains("1000") || text.contains("2000"), "{text}");
+}
+
+#[test]
+fn with_two_replicas_on_six_nodes_nine_of_ten_maps_are_node_local() {
+    let cluster = Cluster::start(ClusterOptions::new(6, 3));
+    cluster.put("/text", &data::text(3, 40 << 20, 50_000), &["--replication", "2", "--block-size", "1m"]);
+    let report = count(&cluster, &[], "/text", "/counts");
+    let (tasks, local) = (report["map"]["tasks"].as_u64().unwrap(), report["map"]["node_local"].as_u64().unwrap());
+    assert!(tasks >= 40 && local * 10 >= tasks * 9, "{report}");
+    // Every block of a file with three replicas lies on exactly two of the three racks.
+    cluster.put("/three", &data::text(4, 8 << 20, 1_000), &["--block-size", "1m"]);
+    for block in cluster.blocks("/three") {
+        let replicas = block["replicas"].as_array().unwrap();
+        let racks: std::collections::BTreeSet<String> = replicas.iter().map(|r| r["rack"].to_string()).collect();
+        assert_eq!((replicas.len(), racks.len()), (3, 2), "{block}");
+    }
+}
+
+#[test]
+fn plan_shows_where_tasks_would_run_and_runs_nothing() {
+    let cluster = Cluster::small();
+    cluster.put("/text", &data::text(5, 3 << 20, 1_000), &["--block-size", "1m"]);
+    let text = cluster.cairn(&["job", "plan", "/text"]).ok();
+    assert!(text.lines().count() >= 3, "{text}");
+    cluster.json(&["job", "plan", "/text"]);
+    assert_eq!(cluster.json(&["ls", "/"]).as_array().unwrap().len(), 1, "nothing was made");
+}
+
+#[test]
+fn a_datanode_killed_during_a_word_count_does_not_change_the_result() {
+    let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let local = cluster.local_file("text", &data::text(6, 48 << 20, 400_000));
+    cluster.cairn(&["put", "--block-size", "2m", &local, "/text"]).ok();
+    let job = cluster.command(&["--json", "job", "wordcount", "/text", "/counts"]);
+    let mut job = { job }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Kill a node that has tasks under way: its worker processes are its children.
+    let mut victim = None;
+    wait_until("a datanode runs a task", Duration::from_secs(30), || {
+        victim = (0..4).find(|node| !process::descendants(cluster.datanodes[*node].process.pid).is_empty());
+        victim.is_some() || job.try_wait().unwrap().is_some()
+    });
+    assert!(job.try_wait().unwrap().is_none(), "the job was over before a node could be killed");
+    let victim = victim.unwrap();
+    let workers = process::descendants(cluster.datanodes[victim].process.pid);
+    cluster.kill_datanode(victim);
+    let report = Run::ended("wordcount".into(), job.wait_with_output().unwrap()).json();
+    assert_eq!(report["state"], "succeeded", "{report}");
+    assert_counts(&cluster, &local, "/counts");
+    wait_until("no worker outlives its datanode", Duration::from_secs(10), || {
+        workers.iter().all(|pid| process::Process::of(*pid).is_none_or(|worker| !worker.runs()))
+    });
+    cluster.wait_state(victim, "dead", Duration::from_secs(30));
+    cluster.wait_healthy(Duration::from_secs(40));
+    assert_counts(&cluster, &local, "/counts");
+}
+
+#[test]
+fn a_job_whose_output_exists_or_input_does_not_changes_nothing() {
+    let cluster = Cluster::small();
+    cluster.put("/in", b"a b", &[]);
+    cluster.cairn(&["mkdir", "/out"]).ok();
+    cluster.cairn(&["job", "wordcount", "/in", "/out"]).fails_naming(1, &["/out", "exists"]);
+    assert_eq!(cluster.json(&["ls", "/out"]).as_array().unwrap().len(), 0);
+    cluster.cairn(&["job", "wordcount", "/nothing", "/out2"]).fails_naming(1, &["/nothing"]);
+    cluster.cairn(&["job", "wordcount", "/nothing/*", "/out2"]).fails_naming(1, &["/nothing/*"]);
+    cluster.cairn(&["--user", "ann", "job", "wordcount", "/in", "/out2"]).fails_naming(1, &["permission denied"]);
+    let listed = cluster.json(&["ls", "/"]);
+    let names: Vec<&str> = listed.as_array().unwrap().iter().map(|e| e["path"].as_str().unwrap()).collect();
+    assert_eq!(names, ["/in", "/out"], "no staging folder is left");
+}
+
+#[test]
+fn a_driver_that_is_killed_leaves_no_output_and_no_task() {
+    let cluster = Cluster::small();
+    cluster.put("/text", &data::text(7, 32 << 20, 400_000), &["--block-size", "2m"]);
+    let mut job = cluster.command(&["job", "wordcount", "/text", "/counts"]);
+    let mut job = job.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a task runs", Duration::from_secs(30), || {
+        cluster.datanodes.iter().any(|node| !process::descendants(node.process.pid).is_empty())
+            || job.try_wait().unwrap().is_some()
+    });
+    assert!(job.try_wait().unwrap().is_none(), "the job was over before it could be killed");
+    job.kill().unwrap();
+    job.wait().unwrap();
+    cluster.cairn(&["stat", "/counts"]).fails(1);
+    // The cluster takes the next job at once.
+    cluster.put("/small", b"x y x", &[]);
+    count(&cluster, &["--reducers", "1"], "/small", "/next");
+    assert_eq!(parts(&cluster, "/next"), b"x\t2\ny\t1\n");
+}
+
+#[test]
+fn millions_of_words_stay_under_the_tasks_memory_limit() {
+    // A limit far below the size of the result: spills must carry the rest.
+    let (size, memory) = if large() { (1 << 30, "256m") } else { (24 << 20, "64m") };
+    let cluster = Cluster::start(ClusterOptions::new(3, 2).core("default_block_size", 8 << 20));
+    let local = cluster.local_file("text", &data::text(8, size, 30_000_000));
+    cluster.cairn(&["put", &local, "/text"]).ok();
+    let report = count(&cluster, &["--task-memory", memory, "--reducers", "2"], "/text", "/counts");
+    assert_eq!(report["map"]["attempts_failed"], 0, "{report}");
+    assert_eq!(report["reduce"]["attempts_failed"], 0, "{report}");
+    assert_counts(&cluster, &local, "/counts");
+}
