@@ -41,9 +41,8 @@ pub fn groups_of(user: &str) -> Vec<String> {
     let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
     let mut found = std::ptr::null_mut();
     // SAFETY: all pointers are to live memory of the lengths given.
-    let code = unsafe {
-        libc::getpwnam_r(c_user.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
-    };
+    let code =
+        unsafe { libc::getpwnam_r(c_user.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
     if code != 0 || found.is_null() {
         return Vec::new();
     }
@@ -81,7 +80,8 @@ pub fn host_name() -> String {
 /// Returns when the process is asked to end: SIGINT or SIGTERM.
 pub async fn shutdown_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         // Without handlers the signals keep their default: they end the process.
         return std::future::pending().await;
     };

@@ -439,7 +439,9 @@ impl Fs for SimDisk {
 }
 
 fn rename_folder(state: &mut State, from: &Path, to: &Path) -> io::Result<()> {
-    let moved = |path: &Path| path.strip_prefix(from).ok().map(|rest| if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) });
+    let moved = |path: &Path| {
+        path.strip_prefix(from).ok().map(|rest| if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) })
+    };
     let names = std::mem::take(&mut state.content.names);
     state.content.names = names.into_iter().map(|(path, file)| (moved(&path).unwrap_or(path), file)).collect();
     let folders = std::mem::take(&mut state.content.folders);

@@ -90,13 +90,11 @@ impl DatanodeSettings {
         }
         self.check_dirs()?;
         check_rack(&self.rack)?;
-        if let Some(host) = &self.host {
-            if host.is_empty()
-                || host.len() > 253
-                || host.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/')
-            {
-                return Err(invalid(format!("host: {host:?} is not a host name")));
-            }
+        let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
+        if let Some(host) =
+            self.host.as_ref().filter(|host| !(1..=253).contains(&host.len()) || !host.chars().all(plain))
+        {
+            return Err(invalid(format!("host: {host:?} is not a host name")));
         }
         if self.capacity_bytes.is_some_and(|bytes| bytes < 1 << 20) {
             return Err(invalid("capacity_bytes: less than 1 MiB holds no block".into()));

@@ -264,7 +264,7 @@ pub async fn read_range(
 
 pub async fn info(addr: &str, block: BlockId) -> pb::ReplicaInfoReply {
     let mut conn = dial(addr).await;
-    let request = pb::ReplicaInfo { block: block_of(block, Generation(0)), with_checksum: true };
+    let request = pb::ReplicaInfo { block: block_of(block, Generation(0)), with_checksum: true, fence_generation: 0 };
     ask(&mut conn, pb::data_request::Op::Info(request)).await;
     net::read_message(&mut conn, addr).await.unwrap()
 }

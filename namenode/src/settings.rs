@@ -119,7 +119,14 @@ impl NamenodeSettings {
         range("calls_per_connection", self.calls_per_connection.into(), 1, 100_000)?;
         range("tick_ms", self.tick_ms, 1, 1_000)?;
         range("groups_cache_ms", self.groups_cache_ms, 0, 24 * 3_600_000)?;
-        self.core.validate().map_err(|text| bad(format!("core.{text}")))
+        self.core.validate().map_err(|text| bad(format!("core.{text}")))?;
+        // A longer gap between two looks at the clock counts as a pause.
+        let heartbeat_ms = self.core.heartbeat_interval_ms;
+        if self.tick_ms > heartbeat_ms {
+            let text = format!("tick_ms = {} is longer than core.heartbeat_interval_ms = {heartbeat_ms}", self.tick_ms);
+            return Err(bad(text));
+        }
+        Ok(())
     }
 }
 
@@ -136,13 +143,14 @@ mod tests {
     #[test]
     fn a_refusal_names_the_key() {
         assert!(with(|_| ()).is_ok());
-        let cases: [(Result<()>, &str); 6] = [
+        let cases: [(Result<()>, &str); 7] = [
             (with(|s| s.dirs.clear()), "--dir"),
             (with(|s| s.dirs.push("/d".into())), "/d twice"),
             (with(|s| s.listen = "0.0.0.0:1".into()), "--insecure"),
             (with(|s| s.http = Some("nonsense".into())), "nonsense"),
             (with(|s| s.tick_ms = 0), "tick_ms"),
             (with(|s| s.core.max_replication = 0), "core.max_replication"),
+            (with(|s| s.core.heartbeat_interval_ms = 50), "longer than core.heartbeat_interval_ms"),
         ];
         for (result, part) in cases {
             let error = result.unwrap_err();

@@ -378,7 +378,8 @@ impl Footer {
             bytes.chunks_exact(INDEX_ENTRY_BYTES).map(|entry| (le64(entry, 0), le64(entry, 8))).collect();
         let rising = entries.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 < pair[1].1);
         let inside = entries.iter().all(|(data, file)| *data < self.data_length && *file < self.index_offset);
-        let starts = entries.first().is_none_or(|(data, _)| *data == 0) && entries.is_empty() == (self.data_length == 0);
+        let starts =
+            entries.first().is_none_or(|(data, _)| *data == 0) && entries.is_empty() == (self.data_length == 0);
         if !(rising && inside && starts) {
             return Err(BlockFileError::OutOfRange("index"));
         }

@@ -20,6 +20,8 @@
 //! | 24 | 4 | 0 |
 //! | 28 | 4 | CRC-32 of the block id and bytes 0 to 27 |
 
+use std::time::Duration;
+
 use prost::Message;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -94,6 +96,13 @@ impl Unit {
         }
         Ok(Self::Marker(Marker { kind, length: le64(bytes, 16) }))
     }
+}
+
+/// How long the opener of a pipeline through `hops` nodes waits for its answer: each hop may dial for `connect`, one of them may wait for an
+/// older writer to stop, and who is nearer to the client waits longer, so that the node that failed is named and not the one before it.
+pub fn set_up_patience(connect: Duration, hops: usize) -> Duration {
+    let per_hop = connect + Duration::from_secs(5);
+    per_hop * u32::try_from(hops).unwrap_or(u32::MAX).min(crate::MAX_REPLICATION) + Duration::from_secs(12)
 }
 
 /// A message with its length before it.

@@ -212,9 +212,8 @@ impl FrameHeader {
         let raw = match self.codec {
             Codec::Stored => payload,
             Codec::Zstd => {
-                let raw = zstd::bulk::decompress(&payload, self.raw_len as usize).map_err(|error| {
-                    FrameError::Decompress { offset: self.offset, reason: error.to_string() }
-                })?;
+                let raw = zstd::bulk::decompress(&payload, self.raw_len as usize)
+                    .map_err(|error| FrameError::Decompress { offset: self.offset, reason: error.to_string() })?;
                 Bytes::from(raw)
             }
         };

@@ -285,8 +285,7 @@ impl Cluster {
     /// Index of the datanode that holds a replica, as `blocks` describes it.
     #[track_caller]
     pub fn datanode(&self, replica: &Value) -> usize {
-        let is = |key: &str, node: &Member| replica[key].as_str().is_some_and(|name| name == node.id);
-        let found = self.datanodes.iter().position(|node| is("node", node) || is("host", node));
+        let found = self.datanodes.iter().position(|node| replica["node"] == *node.id);
         found.unwrap_or_else(|| panic!("no datanode holds {replica}"))
     }
 
@@ -354,6 +353,9 @@ impl Cluster {
         let mut args = member.command[1..].to_vec();
         let listen = args.iter().position(|arg| arg == "--listen").expect("a member is told where to listen");
         args[listen + 1] = format!("127.0.0.1:{}", self.spare_port(0));
+        if let Some(http) = args.iter().position(|arg| arg == "--http") {
+            args[http + 1] = "127.0.0.1:0".into();
+        }
         command.args(args).env_clear();
         command.envs(member.environment.iter().filter(|(key, _)| key != "CAIRN_PARENT").map(|(k, v)| (k, v)));
         Run::of(command, b"")

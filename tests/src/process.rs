@@ -19,7 +19,20 @@ impl Process {
 
     /// Whether it still runs (a dead one that nobody has waited for does not).
     pub fn runs(&self) -> bool {
-        stat(self.pid).is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
+        match stat(self.pid) {
+            Some((state, started)) if started == self.started => is_alive(state) || self.has_threads(),
+            _ => false,
+        }
+    }
+
+    /// The first thread of a killed process may be gone while others still hold its files, locks and ports.
+    fn has_threads(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        let state = |entry: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            text.rsplit_once(')')?.1.trim_start().chars().next()
+        };
+        threads.flatten().filter_map(state).any(is_alive)
     }
 
     /// Sends a signal; nothing if the process is gone.
@@ -40,6 +53,10 @@ impl Process {
         let entries = list(&format!("/proc/{}/environ", self.pid));
         entries.into_iter().filter_map(|e| e.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect()
     }
+}
+
+fn is_alive(state: char) -> bool {
+    state != 'Z' && state != 'X'
 }
 
 fn list(path: &str) -> Vec<String> {

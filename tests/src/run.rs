@@ -35,6 +35,20 @@ impl Run {
         Self::ended(line, output)
     }
 
+    /// Waits for a command that was started with its output piped; kills it after `deadline`.
+    pub fn of_child(line: &str, child: std::process::Child, deadline: std::time::Duration) -> Self {
+        let process = crate::process::Process::of(child.id());
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || send.send(child.wait_with_output()));
+        match receive.recv_timeout(deadline) {
+            Ok(output) => Self::ended(line.to_owned(), output.unwrap()),
+            Err(_) => {
+                process.inspect(|process| process.signal(libc::SIGKILL));
+                panic!("{line} did not end within {deadline:?}");
+            }
+        }
+    }
+
     /// A command whose output is there already.
     pub fn ended(line: String, output: std::process::Output) -> Self {
         Self {

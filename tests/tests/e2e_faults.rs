@@ -27,7 +27,7 @@ fn start_put(cluster: &Cluster, path: &str, flags: &[&str]) -> Child {
 }
 
 fn finish(child: Child, what: &str) -> Run {
-    Run::ended(what.into(), child.wait_with_output().unwrap())
+    Run::of_child(what, child, Duration::from_secs(90))
 }
 
 /// Index of a datanode on which a block of an open or finished file lies.

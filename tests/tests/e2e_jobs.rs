@@ -130,7 +130,7 @@ fn a_datanode_killed_during_a_word_count_does_not_change_the_result() {
     let victim = victim.unwrap();
     let workers = process::descendants(cluster.datanodes[victim].process.pid);
     cluster.kill_datanode(victim);
-    let report = Run::ended("wordcount".into(), job.wait_with_output().unwrap()).json();
+    let report = Run::of_child("job wordcount", job, Duration::from_secs(120)).json();
     assert_eq!(report["state"], "succeeded", "{report}");
     assert_counts(&cluster, &local, "/counts");
     wait_until("no worker outlives its datanode", Duration::from_secs(10), || {

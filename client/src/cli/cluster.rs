@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_client::fs::{ClientSettings, ErrorCode, FileSystem, NodeState};
+use cairn_client::fs::{ClientSettings, ErrorCode, FileSystem, NodeReport, NodeState};
 use cairn_common::{Env, process};
 use tokio::process::{Child, Command};
 
@@ -25,6 +25,8 @@ use crate::stream::local_error;
 const PARENT: &str = "CAIRN_PARENT";
 /// The namenode's port if nobody says.
 const BASE_PORT: u16 = 8020;
+/// The namenode serves metrics on this many ports above.
+const HTTP_PORT: u16 = 1;
 /// Datanodes listen on this many ports above.
 const DATANODE_PORT: u16 = 10;
 /// A cluster that is not ready by then never will be.
@@ -32,6 +34,7 @@ const START_LIMIT_MS: u64 = 60_000;
 /// A child that has not ended by then is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
 /// In a child of [`Cluster::start`]: die when the parent does. Call it first of all, on the main thread.
 pub fn follow_parent() {
@@ -57,6 +60,8 @@ pub struct Plan {
 
 struct Member {
     name: String,
+    /// As the namenode knows a datanode; empty until the cluster is ready.
+    node_id: String,
     address: SocketAddr,
     rack: String,
     dir: PathBuf,
@@ -72,6 +77,8 @@ pub struct Cluster {
     env: Env,
     /// The namenode first.
     members: Vec<Member>,
+    /// Where the namenode serves metrics; empty until it is started.
+    http: String,
     /// Held as long as the folder is in use.
     _lock: Box<dyn cairn_common::durable::Lock>,
 }
@@ -79,19 +86,16 @@ pub struct Cluster {
 impl Cluster {
     /// Makes the folders and takes the lock; nothing runs yet.
     pub fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
-        Ok(Self { env: env.clone(), members: Vec::new(), _lock: prepare(env, &plan.dir)? })
+        Ok(Self { env: env.clone(), members: Vec::new(), http: String::new(), _lock: prepare(env, &plan.dir)? })
     }
 
     /// Starts all children and returns when the namenode is out of safe mode and every datanode is registered. Whether this ends well,
     /// badly or not at all: [`Cluster::stop`] ends what runs.
     pub async fn start(&mut self, plan: &Plan) -> Outcome {
-        let (namenode, datanodes) = addresses(plan)?;
-        self.bring_up(plan, namenode, &datanodes).await
-    }
-
-    async fn bring_up(&mut self, plan: &Plan, namenode: SocketAddr, datanodes: &[SocketAddr]) -> Outcome {
-        let args = vec!["namenode".into(), "--listen".into(), namenode.to_string()];
-        self.spawn(plan, "namenode", namenode, "", args)?;
+        let Addresses { namenode, http, datanodes } = addresses(plan)?;
+        self.http = http.to_string();
+        let args = ["namenode", "--listen", &namenode.to_string(), "--http", &self.http].map(str::to_owned);
+        self.spawn(plan, "namenode", namenode, "", args.into())?;
         for (at, address) in datanodes.iter().enumerate() {
             let name = format!("dn{}", at + 1);
             let rack = format!("/rack{}", at % usize::from(plan.racks) + 1);
@@ -122,7 +126,7 @@ impl Cluster {
             .map_err(|error| failure(ErrorCode::Io, format!("cannot start {}: {error}", program.display())))?;
         let pid = child.id().unwrap_or(0);
         let (name, rack) = (name.to_owned(), rack.to_owned());
-        self.members.push(Member { name, address, rack, dir, log, child, pid, ended: false });
+        self.members.push(Member { name, node_id: String::new(), address, rack, dir, log, child, pid, ended: false });
         Ok(())
     }
 
@@ -144,20 +148,31 @@ impl Cluster {
                 fs = self.connect_once().await;
             }
             if let Some(fs) = &fs {
-                match fs.cluster_report().await {
-                    Ok(report) => {
+                // Not for long: the child may be gone, and the client would wait for it to come back.
+                match self.env.clock.timeout(REPORT_LIMIT, fs.cluster_report()).await {
+                    Ok(Ok(report)) => {
                         let live = report.nodes.iter().filter(|node| node.state() == NodeState::Live).count();
                         let wanted = self.members.len() - 1;
                         if live >= wanted && !report.safemode {
+                            self.note_ids(&report.nodes);
                             return Ok(());
                         }
                         let datanodes = format!("{} of {wanted} datanodes", wanted.saturating_sub(live));
                         waits_for = if live < wanted { datanodes } else { report.safemode_reason };
                     }
-                    Err(error) => waits_for = error.to_string(),
+                    Ok(Err(error)) => waits_for = error.to_string(),
+                    Err(elapsed) => waits_for = format!("the namenode's report: {elapsed}"),
                 }
             }
             self.env.clock.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn note_ids(&mut self, nodes: &[NodeReport]) {
+        for member in &mut self.members {
+            let address = member.address.to_string();
+            let known = nodes.iter().find(|node| node.address == address && node.state() == NodeState::Live);
+            member.node_id = known.map_or_else(String::new, |node| node.id.clone());
         }
     }
 
@@ -194,8 +209,9 @@ impl Cluster {
 
     /// Ends the datanodes, then the namenode, and waits for them; kills what does not end.
     pub async fn stop(mut self) {
-        let namenode_last = [1..self.members.len(), 0..self.members.len().min(1)];
-        for range in namenode_last {
+        let count = self.members.len();
+        // The namenode last: datanodes say goodbye to it.
+        for range in [count.min(1)..count, 0..count.min(1)] {
             for member in &self.members[range.clone()] {
                 if let Some(pid) = running(member) {
                     // One that is gone meanwhile needs no signal.
@@ -222,7 +238,8 @@ impl Cluster {
         let mut datanodes = Vec::new();
         for member in &self.members[1..] {
             datanodes.push(LocalDatanodeJson {
-                id: member.name.clone(),
+                id: member.node_id.clone(),
+                name: member.name.clone(),
                 addr: member.address.to_string(),
                 rack: member.rack.clone(),
                 dir: member.dir.display().to_string(),
@@ -233,7 +250,7 @@ impl Cluster {
         LocalJson {
             namenode: LocalNamenodeJson {
                 rpc: namenode.address.to_string(),
-                http: String::new(),
+                http: self.http.clone(),
                 pid: namenode.pid,
                 dir: namenode.dir.display().to_string(),
             },
@@ -256,17 +273,23 @@ fn prepare(env: &Env, dir: &Path) -> Outcome<Box<dyn cairn_common::durable::Lock
     }
 }
 
-/// The namenode's address and the datanodes', each datanode with an address of its own.
-fn addresses(plan: &Plan) -> Outcome<(SocketAddr, Vec<SocketAddr>)> {
-    let host = |at: u16| Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(at));
-    let (namenode_port, datanode_port) = match plan.base_port.unwrap_or(BASE_PORT) {
-        0 => (0, 0),
-        base => (base, base + DATANODE_PORT),
+/// Where everybody listens; each datanode has an address of its own.
+struct Addresses {
+    namenode: SocketAddr,
+    /// The namenode's, too.
+    http: SocketAddr,
+    datanodes: Vec<SocketAddr>,
+}
+
+fn addresses(plan: &Plan) -> Outcome<Addresses> {
+    let base = plan.base_port.unwrap_or(BASE_PORT);
+    let wanted = |host: u16, above: u16| {
+        let host = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(host));
+        SocketAddr::from((host, if base == 0 { 0 } else { base + above }))
     };
     // All are held until all are found, so that no port is found twice.
     let mut held = Vec::new();
-    for at in 0..=plan.datanodes {
-        let wanted = SocketAddr::from((host(at), if at == 0 { namenode_port } else { datanode_port }));
+    let mut find = |wanted: SocketAddr| {
         let listener = TcpListener::bind(wanted).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 let text = format!("{wanted} is in use: choose other ports with --base-port (0: any that are free)");
@@ -274,12 +297,14 @@ fn addresses(plan: &Plan) -> Outcome<(SocketAddr, Vec<SocketAddr>)> {
             }
             _ => failure(ErrorCode::Io, format!("cannot listen on {wanted}: {error}")),
         })?;
+        let found = listener.local_addr();
         held.push(listener);
-    }
-    let found: std::io::Result<Vec<SocketAddr>> = held.iter().map(TcpListener::local_addr).collect();
-    let mut found = found.map_err(|error| failure(ErrorCode::Io, format!("cannot listen: {error}")))?;
-    let namenode = found.remove(0);
-    Ok((namenode, found))
+        found.map_err(|error| failure(ErrorCode::Io, format!("cannot listen on {wanted}: {error}")))
+    };
+    let namenode = find(wanted(0, 0))?;
+    let http = find(wanted(0, HTTP_PORT))?;
+    let datanodes = (1..=plan.datanodes).map(|at| find(wanted(at, DATANODE_PORT))).collect::<Outcome<_>>()?;
+    Ok(Addresses { namenode, http, datanodes })
 }
 
 /// A fresh log; the one of the last run is kept beside it. Its first line is the command.
@@ -331,13 +356,24 @@ mod tests {
     fn free_ports_differ_and_a_taken_one_is_named() {
         let plan =
             |base| Plan { dir: PathBuf::new(), datanodes: 3, racks: 2, base_port: Some(base), flags: Vec::new() };
-        let (namenode, datanodes) = addresses(&plan(0)).unwrap();
-        assert_eq!(namenode.ip(), Ipv4Addr::LOCALHOST);
-        assert_eq!(datanodes[2].ip(), Ipv4Addr::new(127, 0, 0, 4));
+        let found = addresses(&plan(0)).unwrap();
+        assert_eq!(found.namenode.ip(), Ipv4Addr::LOCALHOST);
+        assert_ne!(found.namenode, found.http);
+        assert_eq!(found.datanodes[2].ip(), Ipv4Addr::new(127, 0, 0, 4));
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let Err(crate::output::Failure::Error(error)) = addresses(&plan(port)) else { panic!() };
         assert!(error.message().contains("--base-port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_did_not_start_can_be_stopped() {
+        let (dir, taken) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let base_port = Some(taken.local_addr().unwrap().port());
+        let plan = Plan { dir: dir.path().into(), datanodes: 1, racks: 1, base_port, flags: Vec::new() };
+        let mut cluster = Cluster::prepare(&Env::system(), &plan).unwrap();
+        assert!(cluster.start(&plan).await.is_err());
+        cluster.stop().await;
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use cairn_client::fs::ErrorCode;
 use cairn_common::process;
+use cairn_datanode::DatanodeSettings;
+use cairn_namenode::NamenodeSettings;
 
 use crate::args::LocalArgs;
 use crate::cluster::{Cluster, Plan};
@@ -20,6 +22,10 @@ pub async fn local(context: &mut Context, args: &LocalArgs) -> Outcome {
     if let Some(key) = context.config.set_without_table() {
         return Err(Failure::Usage(format!("--set {key}: say for whom, as in --set namenode.{key}=...")));
     }
+    // What a child would refuse is refused before there are any.
+    context.client_settings()?;
+    context.config.table("namenode", &NamenodeSettings::default())?;
+    context.config.table("datanode", &DatanodeSettings::default())?;
     let mut stop = std::pin::pin!(process::shutdown_signal());
     let dir = match &args.dir {
         Some(dir) => std::path::absolute(dir).map_err(|error| local_error("cannot use", dir, &error))?,
@@ -59,9 +65,10 @@ fn announce(context: &mut Context, cluster: &Cluster, plan: &Plan) -> Outcome {
     if out.json {
         out.json(&described)?;
     } else {
-        out.line(format!("namenode {}, logs in {}", described.namenode.rpc, plan.dir.join("logs").display()))?;
+        let (namenode, logs) = (&described.namenode, plan.dir.join("logs"));
+        out.line(format!("namenode {}, metrics http://{}, logs in {}", namenode.rpc, namenode.http, logs.display()))?;
         for node in &described.datanodes {
-            out.line(format!("{} {} {} pid {}", node.id, node.addr, node.rack, node.pid))?;
+            out.line(format!("{} {} {} pid {}", node.name, node.addr, node.rack, node.pid))?;
         }
         if described.namenode.rpc != crate::args::DEFAULT_NAMENODE {
             out.line(format!("export CAIRN_NAMENODE={}", described.namenode.rpc))?;

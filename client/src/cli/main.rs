@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //! `args` is the command line as data, `config` the settings around it, `context` what a command works with. One module per group of
-//! commands; each is a function from a [`Context`](context::Context) and its arguments to an [`Outcome`](output::Outcome).
+//! commands; each is a function from a [`Context`] and its arguments to an [`Outcome`].
 //!
 //! # Exit codes
 //! 0: done. 1: failed, with one line on standard error. 2: wrong usage, likewise. 130: interrupted.

@@ -145,7 +145,7 @@ pub struct LocalJson {
     pub datanodes: Vec<LocalDatanodeJson>,
 }
 
-/// The namenode of a local cluster; `http` is empty while it serves none.
+/// The namenode of a local cluster; `http` serves its metrics.
 #[derive(Serialize, Debug)]
 pub struct LocalNamenodeJson {
     pub rpc: String,
@@ -154,10 +154,11 @@ pub struct LocalNamenodeJson {
     pub dir: String,
 }
 
-/// A datanode of a local cluster.
+/// A datanode of a local cluster: its id is the one that `admin report` and `blocks` show, its name is their host.
 #[derive(Serialize, Debug)]
 pub struct LocalDatanodeJson {
     pub id: String,
+    pub name: String,
     pub addr: String,
     pub rack: String,
     pub dir: String,
@@ -239,10 +240,16 @@ mod tests {
             assert!(fsck.iter().any(|have| have == key), "{key}");
         }
         let namenode = LocalNamenodeJson { rpc: "r".into(), http: String::new(), pid: 1, dir: "d".into() };
-        let datanode =
-            LocalDatanodeJson { id: "dn1".into(), addr: "a".into(), rack: "/r".into(), dir: "d".into(), pid: 2 };
+        let datanode = LocalDatanodeJson {
+            id: "u".into(),
+            name: "dn1".into(),
+            addr: "a".into(),
+            rack: "/r".into(),
+            dir: "d".into(),
+            pid: 2,
+        };
         let json = LocalJson { namenode, datanodes: vec![datanode] };
-        let expected = r#"{"namenode":{"rpc":"r","http":"","pid":1,"dir":"d"},"datanodes":[{"id":"dn1","addr":"a","rack":"/r","dir":"d","pid":2}]}"#;
+        let expected = r#"{"namenode":{"rpc":"r","http":"","pid":1,"dir":"d"},"datanodes":[{"id":"u","name":"dn1","addr":"a","rack":"/r","dir":"d","pid":2}]}"#;
         assert_eq!(serde_json::to_string(&json).unwrap(), expected);
     }
 }

@@ -164,7 +164,7 @@ impl Datanodes {
     }
 
     pub(crate) async fn info(&self, replica: &Replica, block: &Block, with_checksum: bool) -> Result<ReplicaInfoReply> {
-        let op = Op::Info(pb::ReplicaInfo { block: Some(block.clone()), with_checksum });
+        let op = Op::Info(pb::ReplicaInfo { block: Some(block.clone()), with_checksum, fence_generation: 0 });
         let (conn, mut reply) = self.ask::<ReplicaInfoReply>(&replica.address, op, self.answer_timeout).await?;
         self.keep(&replica.address, conn);
         match reply.error.take() {

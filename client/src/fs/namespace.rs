@@ -27,6 +27,9 @@ macro_rules! change {
     }};
 }
 
+/// An answer with fewer blocks is whole; the namenode cuts only far longer ones.
+pub(super) const MANY_BLOCKS: usize = 1_000;
+
 fn incomplete(what: &str) -> Error {
     Error::new(ErrorCode::Internal, format!("the namenode's answer holds no {what}"))
 }
@@ -102,8 +105,27 @@ impl FileSystem {
 
     pub(super) async fn locate(&self, path: &str, offset: u64, length: u64) -> Result<(FileStatus, Vec<LocatedBlock>)> {
         let path = path_rules::normalize(path)?;
-        let answer = ask!(self, get_block_locations, pb::GetBlockLocationsRequest { path, offset, length })?;
-        Ok((answer.status.ok_or_else(|| incomplete("status"))?, answer.blocks))
+        let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
+        let (mut offset, mut length, mut blocks) = (offset, length, Vec::<LocatedBlock>::new());
+        let mut inode = None;
+        loop {
+            let request = pb::GetBlockLocationsRequest { path: path.clone(), offset, length };
+            let answer = ask!(self, get_block_locations, request)?;
+            let status = answer.status.ok_or_else(|| incomplete("status"))?;
+            if *inode.get_or_insert(status.inode) != status.inode {
+                let text = format!("{path} was replaced by another file while it was looked at");
+                return Err(Error::new(ErrorCode::FileNotFound, text).with_subject(path));
+            }
+            // An answer names only so many blocks. What is still being written lies behind all of them and comes with the last.
+            let known = |block: &LocatedBlock| blocks.iter().rev().take(2).any(|other| other.block == block.block);
+            let fresh: Vec<LocatedBlock> = answer.blocks.into_iter().filter(|block| !known(block)).collect();
+            let many = fresh.len() >= MANY_BLOCKS;
+            let reached = fresh.last().map(|last| last.offset + last.length).filter(|reached| *reached > offset);
+            blocks.extend(fresh);
+            let Some(reached) = reached.filter(|reached| many && *reached < end) else { return Ok((status, blocks)) };
+            offset = reached;
+            length = if end == u64::MAX { 0 } else { end - reached };
+        }
     }
 
     /// Bytes, files and directories at and below `path`.

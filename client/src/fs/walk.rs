@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use cairn_proto::path::split_last;
-use cairn_proto::{Result, pb};
+use cairn_proto::{ErrorCode, Result, pb};
 
+use super::namespace::MANY_BLOCKS;
 use super::{FileKind, FileStatus, FileSystem};
 
 /// Pages of a directory; see [`FileSystem::list`]. An entry that is made or removed meanwhile may or may not be seen; all others are seen
@@ -34,7 +35,15 @@ impl ListPages {
             limit: 0,
             with_locations: self.with_locations,
         };
-        let page = self.fs.list_page(request).await?;
+        let mut page = self.fs.list_page(request).await?;
+        for entry in page.entries.iter_mut().filter(|entry| entry.blocks.len() >= MANY_BLOCKS) {
+            // Of a file with very many blocks a page names only the first ones.
+            match self.fs.block_locations(&entry.path, 0, 0).await {
+                Ok(blocks) => entry.blocks = blocks,
+                Err(error) if error.code() == ErrorCode::FileNotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
         let last = page.entries.last().and_then(|entry| split_last(&entry.path)).map(|(_, name)| name);
         match last {
             Some(name) if page.remaining > 0 => self.start_after = Bytes::copy_from_slice(name.as_bytes()),

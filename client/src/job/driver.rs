@@ -283,7 +283,14 @@ impl<'a> Driver<'a> {
                     Some(What::Success(success)) => self.succeeded(node, &task, success).await,
                     Some(What::Failure(failure)) => {
                         let why = failure.error.as_ref().map_or("", |error| &error.message);
-                        tracing::info!(node, kind = task.kind().as_str_name(), task.index, task.attempt, why, "attempt failed");
+                        tracing::info!(
+                            node,
+                            kind = task.kind().as_str_name(),
+                            task.index,
+                            task.attempt,
+                            why,
+                            "attempt failed"
+                        );
                         self.scheduler.attempt_failed(node, &task, &failure, now_ms);
                     }
                     None => {}

@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //! [`run`] takes a [`JobSpec`], cuts its input at block edges ([`splits`]), and drives it to its end: the pure [`scheduler`] decides what runs where, a
-//! [`node`] link per datanode carries it out, and the output is committed by one rename (see [`driver`]). [`plan`] shows what would run where. Tasks run
+//! [`node`] link per datanode carries it out, and the output is committed by one rename (see [`driver`]). [`plan()`] shows what would run where. Tasks run
 //! in worker processes that datanodes start ([`worker`]); what they compute is in [`crate::mapreduce`].
 //!
 //! ```no_run
@@ -30,6 +30,7 @@ pub mod worker;
 pub use driver::run;
 pub use plan::{JobPlan, PlannedTask, plan};
 pub use report::{
-    ByteSummary, JobReport, JobState, Locality, MapSummary, NodeTasks, PhaseTimes, RecordSummary, ReduceSummary, TaskReport,
+    ByteSummary, JobReport, JobState, Locality, MapSummary, NodeTasks, PhaseTimes, RecordSummary, ReduceSummary,
+    TaskReport,
 };
 pub use spec::{DEFAULT_TASK_MEMORY, JobControl, JobObserver, JobProgress, JobSpec, MAX_ATTEMPTS, Phase};

@@ -221,7 +221,9 @@ impl Scheduler {
     }
 
     /// Attempts under way or done, with their tasks, for reports.
-    pub fn attempts(&self) -> impl Iterator<Item = (TaskRef, &Attempt, Option<&PlannedSplit>, Option<&pb::TaskSuccess>)> {
+    pub fn attempts(
+        &self,
+    ) -> impl Iterator<Item = (TaskRef, &Attempt, Option<&PlannedSplit>, Option<&pb::TaskSuccess>)> {
         let maps = self.maps.iter().zip(0..).map(|(task, index)| ((TaskKind::Map, index), task));
         let reduces = self.reduces.iter().zip(0..).map(|(task, index)| ((TaskKind::Reduce, index), task));
         maps.chain(reduces).filter_map(|(name, task)| {
@@ -342,10 +344,14 @@ impl Scheduler {
     /// A node without the block for a map that has waited long enough, or that has no other.
     fn place_far(&self, index: usize, now_ms: u64) -> Option<(String, Locality)> {
         let task = self.maps.get(index)?;
-        let waited = self.idle_since_ms.map(|since| now_ms.saturating_sub(since)).filter(|_| Self::is_due(task, now_ms))?;
+        let waited =
+            self.idle_since_ms.map(|since| now_ms.saturating_sub(since)).filter(|_| Self::is_due(task, now_ms))?;
         let split = task.split.as_ref()?;
         let reachable = |id: &String| {
-            let usable = self.nodes.get(id).is_some_and(|node| node.info.slots > 0 && node.not_before_ms <= now_ms + ANY_DELAY_MS);
+            let usable = self
+                .nodes
+                .get(id)
+                .is_some_and(|node| node.info.slots > 0 && node.not_before_ms <= now_ms + ANY_DELAY_MS);
             usable && self.allowed(task, id)
         };
         let hopeless = !split.nodes.iter().any(reachable);
@@ -466,7 +472,9 @@ impl Scheduler {
         let was_running = self.running(node, id).is_some();
         let Some(task) = self.task(id) else { return };
         let counts = match &task.state {
-            State::Running(attempt) | State::Committing(attempt, _) => attempt.number == id.attempt && attempt.node == node,
+            State::Running(attempt) | State::Committing(attempt, _) => {
+                attempt.number == id.attempt && attempt.node == node
+            }
             _ => false,
         };
         if !counts {
@@ -476,10 +484,10 @@ impl Scheduler {
         if was_running {
             self.release(node);
         }
-        let error = failure.error.clone().map_or_else(
-            || Error::new(ErrorCode::TaskFailed, "the task failed without a reason"),
-            Error::from_wire,
-        );
+        let error = failure
+            .error
+            .clone()
+            .map_or_else(|| Error::new(ErrorCode::TaskFailed, "the task failed without a reason"), Error::from_wire);
         if !failure.lost.is_empty() {
             for lost in &failure.lost {
                 self.output_lost(lost.map_index, lost.attempt, &error, now_ms);
@@ -530,7 +538,8 @@ impl Scheduler {
         self.maps_done -= 1;
         self.attempts_failed[0] += 1;
         if losses > MAX_OUTPUT_LOSSES {
-            let text = format!("job {}: the output of map {index} was lost {losses} times, at last: {error}", self.job_id);
+            let text =
+                format!("job {}: the output of map {index} was lost {losses} times, at last: {error}", self.job_id);
             self.failed.get_or_insert(Error::new(ErrorCode::JobFailed, text).with_subject(self.job_id.clone()));
         }
     }

@@ -85,7 +85,10 @@ impl JobSpec {
         }
         if self.memory_limit < MIN_TASK_MEMORY {
             let least = MIN_TASK_MEMORY >> 20;
-            return refuse(format!("a task's memory limit must be at least {least} MiB, not {} bytes", self.memory_limit));
+            return refuse(format!(
+                "a task's memory limit must be at least {least} MiB, not {} bytes",
+                self.memory_limit
+            ));
         }
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));

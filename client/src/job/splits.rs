@@ -1,5 +1,6 @@
 //! From input paths to splits: one per block, with the nodes that hold it.
 
+use cairn_proto::path::split_last;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use crate::fs::{FileKind, FileStatus, FileSystem, LocatedBlock};
@@ -27,7 +28,11 @@ pub async fn input_files(fs: &FileSystem, inputs: &[String]) -> Result<Vec<FileS
         // A name that exists is meant as it is, whatever characters it holds.
         let found = match fs.find(input).await? {
             Some(status) => vec![status],
-            None => fs.glob(input).await?,
+            None => {
+                let mut found = fs.glob(input).await?;
+                found.retain(|status| !is_hidden(&status.path));
+                found
+            }
         };
         if found.is_empty() {
             let text = format!("input {input} does not exist");
@@ -44,10 +49,14 @@ pub async fn input_files(fs: &FileSystem, inputs: &[String]) -> Result<Vec<FileS
     Ok(files)
 }
 
+/// Names of that kind are bookkeeping: `_SUCCESS`, staging folders, hidden files. Only a name given as it is reads them.
+fn is_hidden(path: &str) -> bool {
+    split_last(path).is_some_and(|(_, name)| name.starts_with(['.', '_']))
+}
+
 async fn add_tree(fs: &FileSystem, root: &str, files: &mut Vec<FileStatus>) -> Result<()> {
     let mut walk = fs.walk(root).await?;
     while let Some(status) = walk.next().await? {
-        // Names of that kind are bookkeeping: _SUCCESS, staging folders, hidden files.
         let below = status.path.get(root.len()..).unwrap_or_default();
         let hidden = below.split('/').any(|name| name.starts_with(['.', '_']));
         if status.kind() == FileKind::File && !hidden {

@@ -66,7 +66,17 @@ impl Collector {
             Combine::With(combiner) => (Gather::Sort(SortBuffer::new(partitions, shares.collect)), Some(combiner)),
         };
         let disk = Disk { fs, dir: dir.to_owned(), merge_ways: shares.merge_ways.max(2), files: 0 };
-        Self { gather, combiner, sums, partitions, disk, emitted: 0, spills: Vec::new(), spilled_runs: 0, spilled_bytes: 0 }
+        Self {
+            gather,
+            combiner,
+            sums,
+            partitions,
+            disk,
+            emitted: 0,
+            spills: Vec::new(),
+            spilled_runs: 0,
+            spilled_bytes: 0,
+        }
     }
 
     /// Hands every record straight to `output`.

@@ -193,8 +193,10 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::Arc;
 
-    fn runs_of(dir: &std::path::Path, runs: &[Vec<(Vec<u8>, Vec<u8>)>]) -> Vec<RunReader> {
-        let open = |(number, records): (usize, &Vec<(Vec<u8>, Vec<u8>)>)| {
+    type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn runs_of(dir: &std::path::Path, runs: &[Records]) -> Vec<RunReader> {
+        let open = |(number, records): (usize, &Records)| {
             let path = dir.join(format!("run{number}"));
             let mut writer = RunWriter::create(&SystemFs, &path).unwrap();
             for (key, value) in records {

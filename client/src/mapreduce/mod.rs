@@ -92,12 +92,8 @@ pub trait Reducer: Send {
 /// Joins values of one key; may be applied never, once, or again to its own results.
 pub trait Combiner: Send {
     /// Takes one key and some of its values, and emits values that stand for them.
-    fn combine(
-        &mut self,
-        key: &[u8],
-        values: &mut Values<'_>,
-        emit: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()>;
+    fn combine(&mut self, key: &[u8], values: &mut Values<'_>, emit: &mut dyn FnMut(&[u8]) -> Result<()>)
+    -> Result<()>;
 }
 
 /// How values of equal keys are joined in a map task.

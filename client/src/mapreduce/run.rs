@@ -38,7 +38,8 @@ impl RunWriter {
     /// Starts a file that must not exist.
     pub fn create(fs: &dyn Fs, path: &Path) -> Result<Self> {
         let file = fs.open(path, OpenMode::Create).map_err(|error| failed("create", path, &error))?;
-        let compressor = zstd::bulk::Compressor::new(RUN_ZSTD_LEVEL).map_err(|error| failed("compress", path, &error))?;
+        let compressor =
+            zstd::bulk::Compressor::new(RUN_ZSTD_LEVEL).map_err(|error| failed("compress", path, &error))?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -305,7 +306,9 @@ mod tests {
     use super::*;
     use cairn_common::durable::SystemFs;
 
-    fn write(path: &Path, partitions: &[Vec<(Vec<u8>, Vec<u8>)>]) -> Vec<PartitionEntry> {
+    type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn write(path: &Path, partitions: &[Records]) -> Vec<PartitionEntry> {
         let mut writer = RunWriter::create(&SystemFs, path).unwrap();
         for partition in partitions {
             for (key, value) in partition {
@@ -316,7 +319,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn read(path: &Path) -> Result<Vec<Vec<(Vec<u8>, Vec<u8>)>>> {
+    fn read(path: &Path) -> Result<Vec<Records>> {
         let file = SystemFs.open(path, OpenMode::Read).unwrap();
         let mut out = Vec::new();
         for entry in read_index(&*file, path)? {
@@ -331,7 +334,7 @@ mod tests {
         Ok(out)
     }
 
-    fn sample() -> Vec<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn sample() -> Vec<Records> {
         let many = (0..50_000u32).map(|i| (format!("key{i:06}").into_bytes(), i.to_le_bytes().to_vec())).collect();
         let large = vec![(vec![7; 300_000], vec![8; 1_000_000]), (b"z".to_vec(), Vec::new())];
         vec![many, Vec::new(), large, vec![(Vec::new(), b"empty key".to_vec())]]

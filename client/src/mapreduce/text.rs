@@ -126,7 +126,12 @@ impl<F: Feed> SplitReader<F> {
             file_index: split.file_index,
             end: split.offset + split.length,
             position: feed_start(split),
-            state: if split.offset == 0 { State::Reading } else { State::Skipping },
+            state: match (split.length, split.offset) {
+                // No record starts in nothing.
+                (0, _) => State::Done,
+                (_, 0) => State::Reading,
+                _ => State::Skipping,
+            },
             carry: Vec::new(),
             carry_offset: 0,
             queued: None,
@@ -309,6 +314,14 @@ mod tests {
                     cuts.windows(2).flat_map(|cut| records(&text, cut[0], cut[1], delimiter, step)).collect();
                 prop_assert_eq!(got, all(&text, delimiter));
             }
+        }
+    }
+
+    #[test]
+    fn an_empty_split_has_no_records() {
+        for delimiter in [Delimiter::Newline, Delimiter::WhiteSpace] {
+            assert_eq!(records(b"a b\nc\n", 0, 0, delimiter, 4), []);
+            assert_eq!(records(b"a b\nc\n", 4, 4, delimiter, 4), []);
         }
     }
 

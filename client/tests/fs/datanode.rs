@@ -21,6 +21,10 @@ use tokio::task::JoinHandle;
 pub struct Script {
     /// Refuses new replicas, always.
     pub refuse_setup: bool,
+    /// Says `Busy` to so many recoveries.
+    pub busy_recoveries: usize,
+    /// Says `Busy` to so many reads.
+    pub busy_reads: usize,
     /// Drops the connection when a replica would reach this length.
     pub drop_at: Option<u64>,
     /// Says `DiskFull` when a replica would reach this length.
@@ -130,7 +134,10 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
         let mut state = state.lock().unwrap();
         state.writes += 1;
         if state.script.refuse_setup {
-            Some("scripted")
+            Some(ErrorCode::Io)
+        } else if stage == pb::WriteStage::PipelineRecovery && state.script.busy_recoveries > 0 {
+            state.script.busy_recoveries -= 1;
+            Some(ErrorCode::Busy)
         } else if stage == pb::WriteStage::PipelineRecovery {
             let replica = state.replicas.get_mut(&block.id).expect("a survivor holds the replica");
             assert!(replica.generation >= write.old_generation && replica.generation < block.generation);
@@ -145,8 +152,8 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
             None
         }
     };
-    if let Some(reason) = refused {
-        let error = Some(Error::new(ErrorCode::Io, reason).to_wire());
+    if let Some(code) = refused {
+        let error = Some(Error::new(code, "scripted").to_wire());
         return send(&mut conn, &pb::WriteReady { error, failed_index: 0, storage_ids: vec![] }).await;
     }
     let mut storage_ids = vec![format!("storage-of-{}", conn.local_addr())];
@@ -292,11 +299,20 @@ async fn serve_read(conn: &mut Conn, state: &Mutex<State>, read: pb::ReadBlock) 
         let mut state = state.lock().unwrap();
         state.reads += 1;
         let script = state.script.clone();
-        state.replicas.get(&block.id).cloned().map(|replica| (replica, script))
+        if script.busy_reads > 0 {
+            state.script.busy_reads -= 1;
+            Err(ErrorCode::Busy)
+        } else {
+            let replica = state.replicas.get(&block.id).cloned();
+            replica.map(|replica| (replica, script)).ok_or(ErrorCode::BlockNotFound)
+        }
     };
-    let Some((replica, script)) = found else {
-        let error = Some(Error::new(ErrorCode::BlockNotFound, "not here").to_wire());
-        return send(conn, &pb::ReadReady { error, ..Default::default() }).await;
+    let (replica, script) = match found {
+        Ok(found) => found,
+        Err(code) => {
+            let error = Some(Error::new(code, "not here").to_wire());
+            return send(conn, &pb::ReadReady { error, ..Default::default() }).await;
+        }
     };
     let wanted = |header: &FrameHeader| header.end() > read.offset && header.offset < read.offset + read.length;
     let mut out = Vec::new();

@@ -95,6 +95,27 @@ async fn a_read_that_is_cut_goes_on_elsewhere() {
 }
 
 #[tokio::test]
+async fn failures_before_some_progress_do_not_count() {
+    let data = random(4 * BLOCK as usize);
+    // More than is verified at a time, so that each answer moves the reader on.
+    let cut = Script { cut_reads: Some(24), ..Default::default() };
+    let cluster = Cluster::start(vec![cut; 2]).await;
+    let options = CreateOptions { block_size: 4 * BLOCK, ..options() };
+    let mut out = cluster.fs.create("/f", options).await.unwrap();
+    out.write(&data).await.unwrap();
+    out.close().await.unwrap();
+    assert!(cluster.get("/f").await.unwrap() == data);
+}
+
+#[tokio::test]
+async fn a_busy_node_is_asked_again_and_not_avoided() {
+    let data = random(2 * BLOCK as usize);
+    let cluster = with_file(vec![Script { busy_reads: 2, ..Default::default() }, Script::default()], &data).await;
+    assert!(cluster.get("/f").await.unwrap() == data);
+    assert_eq!(cluster.nodes[1].state.lock().unwrap().reads, 0);
+}
+
+#[tokio::test]
 async fn a_dead_node_is_asked_last_for_a_while() {
     let data = random(4 * BLOCK as usize);
     let cluster = with_file(vec![Script::default(); 3], &data).await;

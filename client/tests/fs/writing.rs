@@ -115,6 +115,47 @@ async fn a_pipeline_that_stalls_is_broken() {
 }
 
 #[tokio::test]
+async fn a_survivor_that_is_busy_is_asked_again() {
+    let scripts = vec![
+        Script { busy_recoveries: 3, ..Default::default() },
+        Script { drop_at: Some(30_000), ..Default::default() },
+    ];
+    let cluster = Cluster::start(scripts).await;
+    let data = text(BLOCK as usize);
+    cluster.put("/f", &data).await.unwrap();
+    assert!(cluster.get("/f").await.unwrap() == data);
+    cluster.check_replicas("/f");
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_loses_nothing() {
+    let cluster = Cluster::healthy(2).await;
+    let data = random(5 * BLOCK as usize + 1_234);
+    let whole = Bytes::from(data.clone());
+    let mut out = cluster.fs.create("/f", options()).await.unwrap();
+    let mut given_up = 0;
+    for turn in 0.. {
+        let at = out.length() as usize;
+        if at == data.len() {
+            break;
+        }
+        let end = data.len().min(at + 3 * FRAME as usize + 77);
+        let written = async {
+            if turn % 2 == 0 { out.write(&data[at..end]).await } else { out.write_bytes(whole.slice(at..end)).await }
+        };
+        tokio::select! {
+            biased;
+            written = written => written.unwrap(),
+            () = tokio::task::yield_now() => given_up += 1,
+        }
+    }
+    assert!(given_up > 0, "calls had to wait");
+    assert_eq!(out.close().await.unwrap().length, data.len() as u64);
+    assert!(cluster.get("/f").await.unwrap() == data);
+    cluster.check_replicas("/f");
+}
+
+#[tokio::test]
 async fn two_nodes_may_fail_one_after_the_other() {
     let scripts = vec![
         Script { drop_at: Some(30_000), ..Default::default() },

@@ -283,32 +283,51 @@ pub async fn send_range(conn: &mut Conn, work: &Work, file: Arc<dyn File>, range
     }
     // The blocking thread works on a duplicate, so a dropped future leaves no descriptor of ours in use by another connection.
     // It must not leak into a child that is started meanwhile.
-    let socket = rustix::io::fcntl_dupfd_cloexec(stream, 0)?;
-    work.io(move || {
-        let Some(fd) = file.as_fd() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let mut offset = range.start;
-        while offset < range.end {
-            let piece = (range.end - offset).min(SEND_PIECE) as usize;
-            match rustix::fs::sendfile(&socket, fd, Some(&mut offset), piece) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends early")),
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => wait_writable(&socket)?,
-                Err(error) => return Err(error.into()),
-            }
+    let socket = Arc::new(rustix::io::fcntl_dupfd_cloexec(stream, 0)?);
+    let mut offset = range.start;
+    loop {
+        let (socket, file) = (Arc::clone(&socket), Arc::clone(&file));
+        offset = work.io(move || send_some(&socket, &*file, offset..range.end)).await?;
+        if offset >= range.end {
+            return Ok(());
         }
-        Ok(())
-    })
-    .await
+        // A peer that reads slowly, or not at all, costs no thread.
+        wait_writable(stream).await?;
+    }
 }
 
-fn wait_writable(socket: &rustix::fd::OwnedFd) -> io::Result<()> {
+/// Sends until the socket takes no more; returns the offset reached.
+fn send_some(socket: &rustix::fd::OwnedFd, file: &dyn File, range: Range<u64>) -> io::Result<u64> {
+    let Some(fd) = file.as_fd() else { return Err(io::ErrorKind::Unsupported.into()) };
+    let mut offset = range.start;
+    while offset < range.end {
+        let piece = (range.end - offset).min(SEND_PIECE) as usize;
+        match rustix::fs::sendfile(socket, fd, Some(&mut offset), piece) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends early")),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(offset)
+}
+
+async fn wait_writable(stream: &tokio::net::TcpStream) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(socket, PollFlags::OUT)];
-    let limit = Timespec { tv_sec: SEND_STALL.as_secs() as i64, tv_nsec: 0 };
-    match poll(&mut fds, Some(&limit)) {
-        Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no data")),
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
+    // `sendfile` ran behind tokio's back, so tokio may still hold the socket for writable. Asking the kernel inside `async_io` corrects
+    // that without losing a change that comes in between.
+    let ready = stream.async_io(tokio::io::Interest::WRITABLE, || {
+        let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            // An error of the socket shows at the next send.
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    });
+    match tokio::time::timeout(SEND_STALL, ready).await {
+        Ok(ready) => ready,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no data")),
     }
 }
 
@@ -387,6 +406,36 @@ mod tests {
         };
         let (got, ()) = tokio::join!(receive, send);
         assert!(got == data[1_000..8_999_000]);
+    }
+
+    #[test]
+    fn a_paused_reader_holds_no_thread() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let file = SystemFs.open(&dir.path().join("f"), OpenMode::Create).unwrap();
+            let data: Vec<u8> = (0..32_000_000u32).map(|i| (i % 251) as u8).collect();
+            file.write_all_at(&data, 0).unwrap();
+            let (net, work) = (Net::tcp(), Work::threads(1));
+            let listener = net.bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().to_string();
+            let receive = async {
+                let mut conn = listener.accept().await.unwrap();
+                let mut got = vec![conn.read_u8().await.unwrap()];
+                // Far more is to come than the socket holds, and there is one blocking thread.
+                let other = tokio::time::timeout(Duration::from_secs(20), work.io(|| 7)).await;
+                assert_eq!(other.unwrap(), 7);
+                conn.read_to_end(&mut got).await.unwrap();
+                got
+            };
+            let send = async {
+                let mut conn = net.connect(&addr, Duration::from_secs(5)).await.unwrap();
+                send_range(&mut conn, &work, file, 0..32_000_000).await.unwrap();
+            };
+            let (got, ()) = tokio::join!(receive, send);
+            assert!(got == data);
+        });
     }
 
     #[tokio::test]

@@ -79,7 +79,7 @@ pub async fn read_opening(mut conn: Conn, identity: &ServerIdentity, clock: &Clo
         return Ok(match &first[..] {
             f if f.starts_with(b"PRI ") => Opening::Grpc(conn),
             f if f.starts_with(b"hrpc") => Opening::Hadoop(conn),
-            f if f.starts_with(&[0x00, 0x1c]) => Opening::HadoopData(conn),
+            [0x00, 0x1c, ..] => Opening::HadoopData(conn),
             f if HTTP_METHODS.iter().any(|method| f.starts_with(method)) => Opening::Http(conn),
             _ => Opening::Unknown(conn, first),
         });
@@ -176,8 +176,10 @@ pub async fn open(
 
 async fn shake_hands(conn: &mut Conn, addr: &str, purpose: Purpose, hello: &pb::Hello) -> Result<pb::HelloReply> {
     let left = |error: std::io::Error| {
-        let text = format!("{addr} closed the connection instead of answering Cairn's handshake ({error}): \
-                            is it the right port?");
+        let text = format!(
+            "{addr} closed the connection instead of answering Cairn's handshake ({error}): \
+                            is it the right port?"
+        );
         Error::new(ErrorCode::Unreachable, text).with_subject(addr)
     };
     conn.write_all(&handshake::encode(purpose, PROTOCOL_VERSION, hello)).await.map_err(left)?;

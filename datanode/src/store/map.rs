@@ -101,6 +101,8 @@ struct Sent {
 #[derive(Default)]
 struct State {
     volumes: Vec<BTreeMap<i64, Entry>>,
+    /// Replicas that nobody may go on with under an older generation than this.
+    fences: BTreeMap<i64, Generation>,
     changes: VecDeque<Report>,
     /// Changes ever made; the number of the newest one in `changes`.
     made: u64,
@@ -199,15 +201,34 @@ impl ReplicaMap {
 
     /// Claims a block that this node holds, if `check` agrees; returns it as it was.
     pub fn claim(&self, block: BlockId, check: impl FnOnce(&Entry) -> Result<()>) -> Result<(usize, Entry)> {
+        lock(&self.state).claim(block, check)
+    }
+
+    /// Claims a block to bring it to `generation`, if no newer one has fenced it and `check` agrees; returns it as it was.
+    pub fn claim_for(
+        &self,
+        block: BlockId,
+        generation: Generation,
+        check: impl FnOnce(&Entry) -> Result<()>,
+    ) -> Result<(usize, Entry)> {
+        let mut state = lock(&self.state);
+        if let Some(fence) = state.fences.get(&block.0).filter(|fence| **fence > generation) {
+            return Err(fenced(block, *fence, generation));
+        }
+        state.claim(block, check)
+    }
+
+    /// From now on nobody may go on with the replica under an older generation than this. Returns the replica as it is.
+    pub fn fence(&self, block: BlockId, generation: Generation) -> Result<Entry> {
         let mut state = lock(&self.state);
         let volume = state.find(block).ok_or_else(|| not_found(block))?;
-        let Some(entry) = state.volumes[volume].get_mut(&block.0) else { return Err(not_found(block)) };
-        if matches!(entry.kind, Kind::Claimed(_)) {
-            return Err(Error::new(ErrorCode::Busy, format!("block {block} is being changed: ask again")));
+        let entry = state.volumes[volume][&block.0].clone();
+        let newest = state.fences.get(&block.0).map_or(entry.generation, |fence| entry.generation.max(*fence));
+        if newest > generation {
+            return Err(fenced(block, newest, generation));
         }
-        check(entry)?;
-        let claimed = Entry { generation: entry.generation, kind: Kind::Claimed(entry.kind.shown()) };
-        Ok((volume, std::mem::replace(entry, claimed)))
+        state.fences.insert(block.0, generation);
+        Ok(entry)
     }
 
     /// Puts a claimed (or written) entry in its new state. With `report` the change goes to the namenode. Returns its number.
@@ -221,6 +242,10 @@ impl ReplicaMap {
             };
             state.push(Report::Changed(changed));
         }
+        if state.fences.get(&block.0).is_some_and(|fence| *fence <= entry.generation) {
+            // The generation itself refuses older ones now.
+            state.fences.remove(&block.0);
+        }
         state.volumes[volume].insert(block.0, entry);
         let made = state.made;
         drop(state);
@@ -232,6 +257,7 @@ impl ReplicaMap {
     pub fn forget(&self, volume: usize, block: BlockId, generation: Generation, report: bool) {
         let mut state = lock(&self.state);
         state.volumes[volume].remove(&block.0);
+        state.fences.remove(&block.0);
         if report {
             state.push(Report::Removed(pb::ReplicaRemoved {
                 storage_id: self.storage_ids[volume].clone(),
@@ -333,6 +359,17 @@ impl State {
         self.volumes.iter().position(|replicas| replicas.contains_key(&block.0))
     }
 
+    fn claim(&mut self, block: BlockId, check: impl FnOnce(&Entry) -> Result<()>) -> Result<(usize, Entry)> {
+        let volume = self.find(block).ok_or_else(|| not_found(block))?;
+        let Some(entry) = self.volumes[volume].get_mut(&block.0) else { return Err(not_found(block)) };
+        if matches!(entry.kind, Kind::Claimed(_)) {
+            return Err(Error::new(ErrorCode::Busy, format!("block {block} is being changed: ask again")));
+        }
+        check(entry)?;
+        let claimed = Entry { generation: entry.generation, kind: Kind::Claimed(entry.kind.shown()) };
+        Ok((volume, std::mem::replace(entry, claimed)))
+    }
+
     fn push(&mut self, report: Report) {
         self.made += 1;
         if !self.streaming {
@@ -356,6 +393,11 @@ fn replica_report(id: i64, entry: &Entry) -> Option<pb::ReplicaReport> {
 pub fn not_found(block: BlockId) -> Error {
     Error::new(ErrorCode::BlockNotFound, format!("this datanode holds no replica of block {block}"))
         .with_subject(block.to_string())
+}
+
+fn fenced(block: BlockId, newest: Generation, asked: Generation) -> Error {
+    let text = format!("block {block} was fenced with generation {newest} here, newer than {asked}");
+    Error::new(ErrorCode::StaleGeneration, text).with_subject(block.to_string())
 }
 
 fn exists(block: BlockId, generation: Generation, entry: &Entry) -> Error {

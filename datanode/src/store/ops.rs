@@ -18,6 +18,8 @@ use super::{BlockStore, stale};
 
 /// How long a recovery or deletion waits for an older writer to stop.
 const FENCE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a claim of somebody else is left alone before it is looked at again.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to create.
 #[derive(Clone, Debug)]
@@ -163,7 +165,7 @@ impl BlockStore {
             return self.create(new).await.map(Recovered::Open);
         }
         self.stop_writer(block, check).await?;
-        let (volume, entry) = self.map.claim(block, |entry| {
+        let (volume, entry) = self.map.claim_for(block, new_generation, |entry| {
             check(entry)?;
             match &entry.kind {
                 Kind::Writing(_) => Err(Error::new(ErrorCode::Busy, format!("block {block} got another writer"))),
@@ -187,6 +189,25 @@ impl BlockStore {
                 }
             })
             .await
+    }
+
+    /// Stops the replica's writer; from then on nobody may go on with it under an older generation than this. Its length stays.
+    pub async fn fence(&self, block: BlockId, generation: Generation) -> Result<()> {
+        let limit_ms = self.env.clock.mono_ms() + FENCE_LIMIT.as_millis() as u64;
+        loop {
+            match self.map.fence(block, generation)?.kind {
+                Kind::Writing(open) => {
+                    open.fence();
+                    return open.wait_ended(&self.env.clock, FENCE_LIMIT).await;
+                }
+                // Somebody who came before the fence may be about to attach a writer.
+                Kind::Claimed(_) if self.env.clock.mono_ms() < limit_ms => self.env.clock.sleep(CLAIM_PAUSE).await,
+                Kind::Claimed(_) => {
+                    return Err(Error::new(ErrorCode::Busy, format!("block {block} is being changed: ask again")));
+                }
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Stops the writer of a block, if there is one, and waits until it is gone.
@@ -226,13 +247,16 @@ impl BlockStore {
         if walk.index.data_length() != keep_length {
             return Err(back(not_a_boundary(block, keep_length)));
         }
-        let mut path = path;
+        let (mut path, mut durable) = (path, Ok(()));
         if entry.generation != new_generation {
-            path = storage.move_to_final(&path, block, new_generation, length).map_err(back)?;
+            path = storage.rename_to_final(&path, block, new_generation, length).map_err(back)?;
+            durable = storage.sync_final(block);
         }
         self.cache.remove(block, entry.generation);
         let renewed = Entry { generation: new_generation, kind: Kind::Finalized { length, stored } };
-        let reported = self.map.settle(volume, block, renewed, true);
+        // The map follows the name that the file has, even if a power cut may still take it back.
+        let reported = self.map.settle(volume, block, renewed, durable.is_ok());
+        durable?;
         Ok(Matcher::new(block, &path, opened.file, length, &walk.index, reported, storage.storage_id()))
     }
 
@@ -263,11 +287,17 @@ impl BlockStore {
         }
         file.set_len(kept.frames_end()).map_err(|error| back(failed(error)))?;
         storage.removed(index.frames_end().saturating_sub(kept.frames_end()));
-        let renamed = self.rename_open(&path, volume, block, new_generation);
-        let path = renamed.inspect_err(|_| {
+        let left = |generation: Generation, error: Error| {
             let kind = Kind::Recovering { index: Arc::new(kept.clone()), header_bytes };
-            self.map.settle(volume, block, Entry { generation: entry.generation, kind }, false);
-        })?;
+            self.map.settle(volume, block, Entry { generation, kind }, false);
+            error
+        };
+        let renamed = self.rename_open(&path, volume, block, new_generation);
+        let path = renamed.map_err(|error| left(entry.generation, error))?;
+        // The new generation must outlive a crash, or an old writer could come back.
+        if let Some(folder) = path.parent() {
+            storage.sync_folder(folder).map_err(|error| left(new_generation, error))?;
+        }
         let start = Start {
             block,
             generation: new_generation,
@@ -283,15 +313,13 @@ impl BlockStore {
         Ok(ReplicaWriter::attach(self, start))
     }
 
-    /// The new generation must outlive a crash, or an old writer could come back.
+    /// Gives an open replica's file the name of its new generation. An error: it has its old one.
     fn rename_open(&self, from: &Path, volume: usize, block: BlockId, generation: Generation) -> Result<PathBuf> {
         let to = self.volumes[volume].open_path(block, generation, false)?;
-        let failed = |error: io::Error| Error::io(format!("renaming {}", from.display()), &error);
         if to != from {
-            self.env.fs.rename(from, &to).map_err(failed)?;
-        }
-        if let Some(folder) = to.parent() {
-            self.env.fs.sync_dir(folder).map_err(failed)?;
+            let renamed = self.env.fs.rename(from, &to);
+            let doing = format!("renaming {}", from.display());
+            renamed.map_err(|error| self.volumes[volume].failed(doing, &error))?;
         }
         Ok(to)
     }

@@ -268,13 +268,70 @@ async fn a_full_volume_says_so_and_keeps_nothing_half_made() {
     let data = random(4 << 20, 1);
     let error = writer.append(&[chunk(&frames(BLOCK, &data, 0, 1 << 20, false))]).unwrap_err();
     assert_eq!(error.code(), ErrorCode::DiskFull);
-    writer.abandon(true);
+    writer.abandon();
     assert!(files(dir.path()).is_empty());
     assert_eq!(store.volume(0).usage().used, 0);
     assert_eq!(store.volume(0).usage().remaining, 3 << 20);
     let big = NewReplica { block_size: 128 << 20, ..new(BLOCK) };
     assert_eq!(store.create(big).await.err().unwrap().code(), ErrorCode::DiskFull);
     assert!(store.map().get(BLOCK).is_none());
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_what_may_have_been_acked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(&[dir.path()]);
+    settings.capacity_bytes = Some(3 << 20);
+    let data = random(4 << 20, 1);
+    let sealed = frames(BLOCK, &data, 0, 1 << 20, false);
+    {
+        let store = open_store(&settings).await;
+        let mut writer = store.create(new(BLOCK)).await.unwrap();
+        writer.append(&[chunk(&sealed[..1])]).unwrap();
+        assert_eq!(writer.append(&[chunk(&sealed[1..])]).unwrap_err().code(), ErrorCode::DiskFull);
+        writer.abandon();
+        assert!(matches!(store.map().get(BLOCK).unwrap().1.kind, Kind::Recovering { .. }));
+    }
+    let read = open_store(&settings).await.read(BLOCK, GEN).await.unwrap();
+    assert_eq!((read.length, read.index.crc32c()), (1 << 20, crc32c::crc32c(&data[..1 << 20])));
+}
+
+#[tokio::test]
+async fn a_file_with_its_final_name_is_never_cut() {
+    let disk = SimDisk::new(1 << 30, Entropy::seeded(1));
+    let env = Env { fs: Arc::new(disk.clone()), work: Work::inline(), ..Env::system() };
+    let settings = settings(&[Path::new("/volume")]);
+    {
+        let store = BlockStore::open(&env, &settings).await.unwrap();
+        store.join_cluster("cluster-1", POOL, 1).await.unwrap();
+        let mut writer = write(&store, BLOCK, &random(5_000, 1), 1_000).await;
+        let path = format!("/{POOL}/finalized/00/00");
+        disk.inject(Fault { op: FaultOp::Sync, path, after: 0, times: 1, kind: std::io::ErrorKind::Other });
+        assert_eq!(writer.finalize().unwrap_err().code(), ErrorCode::Io);
+        writer.abandon();
+        assert!(store.volume(0).failure().is_some(), "a volume whose disk fails is out of service");
+        assert_eq!(store.read(BLOCK, GEN).await.unwrap().length, 5_000);
+    }
+    let store = BlockStore::open(&env, &settings).await.unwrap();
+    store.verify(BLOCK, GEN).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_that_somebody_else_made_is_made_durable_too() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(1 << 30, Entropy::seeded(seed));
+        let env = Env { fs: Arc::new(disk.clone()), work: Work::inline(), ..Env::system() };
+        let settings = settings(&[Path::new("/volume")]);
+        {
+            let store = BlockStore::open(&env, &settings).await.unwrap();
+            store.join_cluster("cluster-1", POOL, 1).await.unwrap();
+            disk.create_dir_all(&Path::new("/volume").join(POOL).join("finalized/00/00")).unwrap();
+            write(&store, BLOCK, &random(5_000, 1), 1_000).await.finalize().unwrap();
+        }
+        disk.crash();
+        let store = BlockStore::open(&env, &settings).await.unwrap();
+        store.verify(BLOCK, GEN).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -392,7 +449,7 @@ async fn a_disk_that_fails_takes_its_volume_out_of_service() {
             }
             Err(error) => {
                 assert_eq!(error.code(), ErrorCode::Io);
-                writer.abandon(false);
+                writer.abandon();
             }
         }
     }

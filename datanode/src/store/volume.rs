@@ -201,27 +201,45 @@ impl Volume {
         Ok(self.pool_root()?.join("corrupt").join(name))
     }
 
-    /// Renames an open replica's file to its final name, durably. The folder that it leaves is not synced: after a crash the
-    /// file system shows it under one name or the other, and both are handled at start.
-    pub fn move_to_final(&self, from: &Path, block: BlockId, generation: Generation, length: u64) -> Result<PathBuf> {
+    /// Renames a replica's file to its final name, which is durable after [`Self::sync_final`]. The folder that it leaves is not synced:
+    /// after a crash the file system shows it under one name or the other, and both are handled at start. An error: it was not renamed.
+    pub fn rename_to_final(&self, from: &Path, block: BlockId, generation: Generation, length: u64) -> Result<PathBuf> {
         let folder = self.finalized_folder(block)?;
-        self.make_folder(&folder).map_err(|error| Error::io(folder.display(), &error))?;
+        self.make_folder(&folder).map_err(|error| self.failed(folder.display(), &error))?;
         let to = folder.join(blockfile::finalized_name(block, generation, length));
-        self.fs.rename(from, &to).map_err(|error| Error::io(format!("renaming to {}", to.display()), &error))?;
-        self.fs.sync_dir(&folder).map_err(|error| Error::io(folder.display(), &error))?;
+        self.fs.rename(from, &to).map_err(|error| self.failed(format!("renaming to {}", to.display()), &error))?;
         Ok(to)
     }
 
-    /// Makes a fan-out folder durable the first time that it is needed.
+    /// Makes the final name of a replica durable.
+    pub fn sync_final(&self, block: BlockId) -> Result<()> {
+        self.sync_folder(&self.finalized_folder(block)?)
+    }
+
+    /// Makes the names in a folder durable.
+    pub fn sync_folder(&self, folder: &Path) -> Result<()> {
+        self.fs.sync_dir(folder).map_err(|error| self.failed(format!("syncing {}", folder.display()), &error))
+    }
+
+    /// An error of the disk itself takes the volume out of service.
+    pub fn failed(&self, doing: impl std::fmt::Display, error: &io::Error) -> Error {
+        let error = Error::io(doing, error);
+        if error.code() == ErrorCode::Io {
+            self.fail(error.message().to_owned());
+        }
+        error
+    }
+
+    /// Makes a fan-out folder durable the first time that it is needed. That it exists says nothing: whoever made it may not have synced yet.
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
         if lock(&self.folders).contains(folder) {
             return Ok(());
         }
         if self.fs.metadata(folder)?.is_none() {
             self.fs.create_dir_all(folder)?;
-            for above in folder.ancestors().skip(1).take(2) {
-                self.fs.sync_dir(above)?;
-            }
+        }
+        for above in folder.ancestors().skip(1).take(2) {
+            self.fs.sync_dir(above)?;
         }
         lock(&self.folders).insert(folder.to_owned());
         Ok(())

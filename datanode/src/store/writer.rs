@@ -134,6 +134,8 @@ pub struct ReplicaWriter {
     written_back: u64,
     gathered: Vec<u8>,
     name_durable: bool,
+    /// The file has its final name: it is not this writer's any more.
+    finalized: bool,
 }
 
 impl ReplicaWriter {
@@ -163,6 +165,7 @@ impl ReplicaWriter {
             written_back,
             gathered: Vec::new(),
             name_durable: start.name_durable,
+            finalized: false,
         }
     }
 
@@ -186,10 +189,7 @@ impl ReplicaWriter {
     }
 
     fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
-        let error = Error::io(format!("{doing} {}", self.open.path.display()), error);
-        if error.code() == ErrorCode::Io {
-            self.volume().fail(error.message().to_owned());
-        }
+        let error = self.volume().failed(format!("{doing} {}", self.open.path.display()), error);
         error.with_subject(self.open.block.to_string())
     }
 
@@ -261,23 +261,30 @@ impl ReplicaWriter {
         let length = index.data_length();
         open.file.write_all_at(&tail, index.frames_end()).map_err(|error| self.failed("writing", &error))?;
         open.file.sync_data().map_err(|error| self.failed("syncing", &error))?;
-        self.volume().move_to_final(&open.path, open.block, open.generation, length)?;
+        self.volume().rename_to_final(&open.path, open.block, open.generation, length)?;
+        // Whole and under its final name: whatever fails now, nobody may cut this file again.
+        self.finalized = true;
+        let durable = self.volume().sync_final(open.block);
         self.volume().wrote(tail.len() as u64, 0);
         self.release();
         let stored = index.frames_end() + tail.len() as u64;
         let entry = Entry { generation: open.generation, kind: Kind::Finalized { length, stored } };
-        let number = self.store.map().settle(open.volume, open.block, entry, true);
+        // A name that a power cut may take back is not announced as done.
+        let number = self.store.map().settle(open.volume, open.block, entry, durable.is_ok());
         open.end();
-        Ok(number)
+        durable.map(|()| number)
     }
 
-    /// Lets go of the replica. What it holds is kept for recovery, unless `discard`, or it is a copy, or it holds nothing.
-    pub fn abandon(&mut self, discard: bool) {
+    /// Lets go of the replica. What it holds is kept for recovery (it may have been acked), unless it is a copy or holds nothing.
+    pub fn abandon(&mut self) {
+        if self.finalized {
+            return;
+        }
         let open = Arc::clone(&self.open);
         let index = lock(&open.index).clone();
         self.release();
         let end = index.frames_end();
-        if discard || open.temporary || index.data_length() == 0 {
+        if open.temporary || index.data_length() == 0 {
             if let Err(error) = self.store.env().fs.remove_file(&open.path) {
                 tracing::warn!("{} could not be removed: {error}", open.path.display());
             }
@@ -288,8 +295,9 @@ impl ReplicaWriter {
             if let Err(error) = open.file.set_len(end) {
                 tracing::warn!("{} could not be cut to its last frame: {error}", open.path.display());
             }
+            // Reported, so that a leftover of an old generation is not kept until the next full report.
             let kind = Kind::Recovering { index: Arc::new(index), header_bytes: open.header_bytes };
-            self.store.map().settle(open.volume, open.block, Entry { generation: open.generation, kind }, false);
+            self.store.map().settle(open.volume, open.block, Entry { generation: open.generation, kind }, true);
         }
         open.end();
     }

@@ -30,14 +30,19 @@ impl AttemptLog {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the log of another attempt. A log that cannot be opened is no reason to fail the attempt: the tail is still kept.
-    pub async fn begin(&self, env: &Env, path: &Path, limit: u64) {
+    /// Opens the file of a log. One that cannot be opened is no reason to fail the attempt: the tail is still kept.
+    pub async fn open(env: &Env, path: &Path) -> Option<Arc<dyn File>> {
         let (fs, target) = (Arc::clone(&env.fs), path.to_owned());
         let file = env.work.io(move || fs.open(&target, OpenMode::WriteOrCreate)).await;
         if let Err(error) = &file {
             tracing::warn!(path = %path.display(), %error, "cannot write a task's log");
         }
-        *self.lock() = Inner { file: file.ok(), limit, ..Inner::default() };
+        file.ok()
+    }
+
+    /// Starts the log of another attempt.
+    pub fn begin(&self, file: Option<Arc<dyn File>>, limit: u64) {
+        *self.lock() = Inner { file, limit, ..Inner::default() };
     }
 
     /// Takes bytes from the pipe.

@@ -17,7 +17,7 @@ impl Sampler {
     /// Resident bytes of the group led by `pid`; 0 if it is gone.
     pub fn sample(&mut self, pid: u32) -> u64 {
         let leader = process::resident_bytes_of(pid);
-        if self.count % FULL_EVERY == 0 {
+        if self.count.is_multiple_of(FULL_EVERY) {
             self.children = process::resident_bytes_of_group(pid).saturating_sub(leader);
         }
         self.count = self.count.wrapping_add(1);

@@ -1,8 +1,8 @@
 //! The executor: runs tasks of jobs in child processes on this node, and keeps map outputs until their job ends.
 //!
 //! # Overview
-//! One owner thread ([`owner`]) holds all state: jobs, their worker processes, and what happened to each task. Drivers reach it through the gRPC
-//! service ([`service`]); it never dials a driver. A worker process ([`worker`]) serves one task at a time and many tasks of one job; it
+//! One owner thread (`owner`) holds all state: jobs, their worker processes, and what happened to each task. Drivers reach it through the gRPC
+//! service (`service`); it never dials a driver. A worker process (`worker`) serves one task at a time and many tasks of one job; it
 //! is a process group of its own with a clean environment, talks length-delimited messages on its pipes, and what it writes to standard error goes to
 //! a bounded log per attempt. Its resident size is sampled every 50 ms; over the job's limit it is killed.
 //!

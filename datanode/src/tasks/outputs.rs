@@ -43,7 +43,6 @@ impl JobOutputs {
     pub(super) fn remove_job(&self, job_id: &str) {
         self.jobs.write().unwrap_or_else(PoisonError::into_inner).remove(job_id);
     }
-
 }
 
 #[async_trait::async_trait]

@@ -14,7 +14,10 @@ use cairn_proto::pb::worker_report::Report;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::{mpsc, oneshot};
 
-use super::job::{Doom, Job, Running, Watcher, Worker, check_job_id, describe, file_name, key_of, text_of, unknown_job};
+use super::job::{
+    Doom, Job, Running, Watcher, Worker, check_job_id, describe, file_name, key_of, text_of, unknown_job,
+};
+use super::log::AttemptLog;
 use super::outputs::{JobOutputs, output_name};
 use super::{NodeName, TaskSettings, worker};
 
@@ -233,15 +236,13 @@ impl Owner {
         let (fs, dir) = (Arc::clone(&self.env.fs), work_dir.clone());
         let made = self.env.work.io(move || fs.create_dir_all(&dir)).await;
         made.map_err(|error| Error::io(format!("cannot make {}", work_dir.display()), &error))?;
+        let log = AttemptLog::open(&self.env, &log).await;
+        // From here to the order nothing waits, so that no word of a new worker is missed.
         let number = self.worker_for(&request.job_id)?;
-        let order = pb::WorkerTask {
-            task: Some(spec),
-            work_dir: text_of(&work_dir),
-            map_output: text_of(&map_output),
-        };
+        let order = pb::WorkerTask { task: Some(spec), work_dir: text_of(&work_dir), map_output: text_of(&map_output) };
         let started_ms = self.env.clock.mono_ms();
         if let Some(worker) = self.workers.get_mut(&number) {
-            worker.handle.log.begin(&self.env, &log, self.settings.log_bytes).await;
+            worker.handle.log.begin(log, self.settings.log_bytes);
             worker.running = Some(Running {
                 task,
                 started_ms,
@@ -262,7 +263,8 @@ impl Owner {
 
     /// An idle worker of the job, or a new one.
     fn worker_for(&mut self, job_id: &str) -> Result<u64> {
-        let idle = |worker: &Worker| worker.job_id == job_id && worker.running.is_none() && !worker.handle.orders.is_closed();
+        let idle =
+            |worker: &Worker| worker.job_id == job_id && worker.running.is_none() && !worker.handle.orders.is_closed();
         if let Some((number, _)) = self.workers.iter().find(|(_, worker)| idle(worker)) {
             return Ok(*number);
         }
@@ -382,18 +384,13 @@ impl Owner {
         let what = match report {
             Report::Success(success) => match self.keep_output(&job_id, &running).await {
                 Ok(()) => What::Success(pb::TaskSuccess { elapsed_ms, peak_memory: running.peak, ..success }),
-                Err(error) => What::Failure(pb::TaskFailure {
-                    error: Some(error.to_wire()),
-                    elapsed_ms,
-                    ..Default::default()
-                }),
+                Err(error) => {
+                    What::Failure(pb::TaskFailure { error: Some(error.to_wire()), elapsed_ms, ..Default::default() })
+                }
             },
-            Report::Failure(failure) => What::Failure(pb::TaskFailure {
-                stderr_tail: tail,
-                elapsed_ms,
-                peak_memory: running.peak,
-                ..failure
-            }),
+            Report::Failure(failure) => {
+                What::Failure(pb::TaskFailure { stderr_tail: tail, elapsed_ms, peak_memory: running.peak, ..failure })
+            }
             Report::Progress(_) => return,
         };
         self.finish(&job_id, running, what).await;
@@ -413,6 +410,7 @@ impl Owner {
 
     async fn finish(&mut self, job_id: &str, running: Running, what: What) {
         let used = self.used();
+        self.slots_used.store(used, Ordering::Relaxed);
         if let Some(job) = self.jobs.get_mut(job_id) {
             job.record(running.task, what, used);
         }
@@ -438,7 +436,9 @@ impl Owner {
             let killed = matches!(running.doomed, Some(Doom::Asked));
             let error = match &running.doomed {
                 Some(Doom::OverLimit(error)) => error.clone(),
-                Some(Doom::Asked) => Error::new(ErrorCode::TaskFailed, format!("{} was killed", describe(&running.task))),
+                Some(Doom::Asked) => {
+                    Error::new(ErrorCode::TaskFailed, format!("{} was killed", describe(&running.task)))
+                }
                 None => {
                     let text = format!("the worker of {} on {} {how}", describe(&running.task), self.name.host);
                     Error::new(ErrorCode::TaskFailed, text)
@@ -502,7 +502,8 @@ impl Owner {
 }
 
 fn stale(job_id: &str, epoch: u64, newest: u64) -> Error {
-    let text = format!("driver epoch {epoch} of job {job_id} is not the newest, {newest}: another driver has taken over");
+    let text =
+        format!("driver epoch {epoch} of job {job_id} is not the newest, {newest}: another driver has taken over");
     Error::new(ErrorCode::StaleEpoch, text).with_subject(job_id)
 }
 

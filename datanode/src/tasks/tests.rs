@@ -1,0 +1,273 @@
+//! The executor with workers that are shell scripts.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cairn_common::durable::{Fs, OpenMode, SystemFs};
+use cairn_proto::mapoutput::{Footer, PartitionEntry};
+use cairn_proto::pb::task_event::Event as What;
+use cairn_proto::{ErrorCode, pb};
+
+use super::owner::Event;
+use super::*;
+use crate::MapOutputs as _;
+
+/// A success report, as a worker writes it.
+const SUCCESS: &str = r"printf '\000\000\000\002\022\000'";
+
+struct Fixture {
+    executor: Executor,
+    dir: tempfile::TempDir,
+}
+
+async fn executor(script: &str, change: impl FnOnce(&mut TaskSettings)) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = TaskSettings::new(vec![dir.path().to_owned()], 1);
+    settings.worker_command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    change(&mut settings);
+    let name = NodeName { node_id: "n1".into(), host: "dn1".into(), rack: "/r".into() };
+    let executor = Executor::start(&Env::system(), settings, name).await.unwrap();
+    Fixture { executor, dir }
+}
+
+impl Fixture {
+    async fn ask<A>(&self, event: impl FnOnce(oneshot::Sender<Result<A>>) -> Event) -> Result<A> {
+        let (reply, answer) = oneshot::channel();
+        assert!(self.executor.events.send(event(reply)).await.is_ok());
+        answer.await.unwrap()
+    }
+
+    async fn register(&self, user: &str, job_id: &str, epoch: u64) -> Result<pb::RegisterJobResponse> {
+        let job = pb::JobDescription {
+            job_id: job_id.into(),
+            memory_limit: 64 << 20,
+            reducers: 1,
+            token: "secret".into(),
+            ..Default::default()
+        };
+        let request = pb::RegisterJobRequest { epoch, job: Some(job) };
+        self.ask(|reply| Event::Register { user: user.into(), request, reply }).await
+    }
+
+    async fn start(&self, index: u32, epoch: u64) -> Result<pb::StartTaskResponse> {
+        let task = pb::TaskSpec { id: Some(pb::TaskId { index, ..Default::default() }), ..Default::default() };
+        let request = pb::StartTaskRequest { job_id: "j".into(), epoch, task: Some(task) };
+        self.ask(|reply| Event::Start { user: "ann".into(), request, reply }).await
+    }
+
+    async fn watch(&self, after_sequence: u64) -> Result<pb::WatchTasksResponse> {
+        let request = pb::WatchTasksRequest { job_id: "j".into(), epoch: 1, after_sequence, wait_ms: 9_000 };
+        self.ask(|reply| Event::Watch { user: "ann".into(), request, reply }).await
+    }
+
+    /// The next end of an attempt.
+    async fn next_end(&self, after: u64) -> pb::TaskEvent {
+        let answer = self.watch(after).await.unwrap();
+        assert_eq!(answer.events.len(), 1, "{answer:?}");
+        answer.events[0].clone()
+    }
+
+    async fn next_failure(&self) -> pb::TaskFailure {
+        match self.next_end(0).await.event.unwrap() {
+            What::Failure(failure) => failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn end(&self) -> Result<pb::EndJobResponse> {
+        let request = pb::EndJobRequest { job_id: "j".into(), epoch: 1 };
+        self.ask(|reply| Event::End { user: "ann".into(), request, reply }).await
+    }
+
+    fn jobs(&self) -> Vec<String> {
+        SystemFs.read_dir(&self.dir.path().join("jobs")).unwrap().into_iter().map(|entry| entry.name).collect()
+    }
+}
+
+/// Waits until a file that a script writes is complete; the bound is the test's patience, not its timing.
+async fn line_of(path: &Path) -> String {
+    for _ in 0..2_000 {
+        if let Ok(text) = std::fs::read_to_string(path)
+            && text.ends_with('\n')
+        {
+            return text.trim().to_owned();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} was never written", path.display());
+}
+
+async fn is_gone(pid: &str) -> bool {
+    for _ in 0..2_000 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.is_empty() || stat.contains(") Z ") {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    false
+}
+
+fn message(failure: &pb::TaskFailure) -> &str {
+    &failure.error.as_ref().unwrap().message
+}
+
+#[tokio::test]
+async fn a_finished_map_is_kept_and_served_to_who_has_the_token() {
+    let fixture = executor(&format!("cp ../../ready work/map-00003-0.out; {SUCCESS}; exec sleep 100"), |_| ()).await;
+    let entry = PartitionEntry { offset: 0, stored: 7, raw: 7, records: 1 };
+    let mut bytes = b"content".to_vec();
+    bytes.extend_from_slice(&entry.encode(0));
+    bytes.extend_from_slice(&Footer { partitions: 1, index_offset: 7 }.encode());
+    let file = SystemFs.open(&fixture.dir.path().join("ready"), OpenMode::Create).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+
+    let registered = fixture.register("ann", "j", 1).await.unwrap();
+    assert_eq!((registered.node_id.as_str(), registered.slots), ("n1", 1));
+    fixture.start(3, 1).await.unwrap();
+    let event = fixture.next_end(0).await;
+    assert!(matches!(event.event, Some(What::Success(_))), "{event:?}");
+    assert_eq!(fixture.executor.load().running(), 0);
+
+    let outputs = fixture.executor.outputs();
+    let request = pb::ReadMapOutput { job_id: "j".into(), map_index: 3, token: "secret".into(), ..Default::default() };
+    let (file, range) = outputs.open(&request).await.unwrap();
+    let mut got = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut got, range.start).unwrap();
+    assert_eq!(got, b"content");
+    for (bad, code) in [
+        (pb::ReadMapOutput { token: "guess".into(), ..request.clone() }, ErrorCode::PermissionDenied),
+        (pb::ReadMapOutput { map_index: 4, ..request.clone() }, ErrorCode::FileNotFound),
+        (pb::ReadMapOutput { job_id: "other".into(), ..request.clone() }, ErrorCode::FileNotFound),
+        (pb::ReadMapOutput { partition: 1, ..request.clone() }, ErrorCode::InvalidArgument),
+    ] {
+        assert_eq!(outputs.open(&bad).await.err().unwrap().code(), code);
+    }
+    fixture.end().await.unwrap();
+    assert!(fixture.jobs().is_empty());
+    assert!(outputs.open(&request).await.is_err());
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_fails_its_attempt_with_its_last_words() {
+    let fixture = executor("echo first >&2; echo boom >&2; exit 3", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    assert!(message(&failure).contains("worker of map 0 attempt 0 on dn1 exited with status 3"), "{failure:?}");
+    assert_eq!(failure.stderr_tail, "first\nboom");
+    let log = fixture.dir.path().join("jobs/j/log/map-00000-0");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "first\nboom\n");
+}
+
+#[tokio::test]
+async fn a_worker_that_talks_nonsense_is_ended() {
+    let fixture = executor("echo this is not a message; exec sleep 100", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    assert!(message(&fixture.next_failure().await).contains("signal 9"));
+}
+
+#[tokio::test]
+async fn a_killed_attempt_takes_its_whole_group_along() {
+    let fixture = executor("sleep 1000 & echo $! > child; wait", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let child = line_of(&fixture.dir.path().join("jobs/j/child")).await;
+    let request = pb::KillTaskRequest { job_id: "j".into(), epoch: 1, task: Some(pb::TaskId::default()) };
+    fixture.ask(|reply| Event::Kill { user: "ann".into(), request, reply }).await.unwrap();
+    let failure = fixture.next_failure().await;
+    assert!(failure.killed, "{failure:?}");
+    assert!(is_gone(&child).await);
+}
+
+#[tokio::test]
+async fn over_its_memory_limit_a_task_is_stopped_and_told_why() {
+    // `tail` keeps the one endless line that it is given.
+    let fixture = executor("tail -c 500000000 /dev/zero | tail -c 500000000", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    let text = message(&failure);
+    assert!(text.starts_with("map 0 attempt 0 on dn1 was stopped: it used "), "{text}");
+    assert!(text.ends_with("its limit is 64 MiB"), "{text}");
+    assert!(!failure.killed && failure.peak_memory > 64 << 20);
+}
+
+#[tokio::test]
+async fn slots_users_and_epochs_are_respected() {
+    let fixture = executor("exec sleep 1000", |_| ()).await;
+    fixture.register("ann", "j", 2).await.unwrap();
+    let code = |result: Result<pb::RegisterJobResponse>| result.unwrap_err().code();
+    assert_eq!(code(fixture.register("ann", "j", 1).await), ErrorCode::StaleEpoch);
+    assert_eq!(code(fixture.register("bob", "j", 3).await), ErrorCode::PermissionDenied);
+    assert_eq!(code(fixture.register("ann", "../j", 1).await), ErrorCode::InvalidArgument);
+    assert_eq!(fixture.start(0, 1).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    fixture.start(0, 2).await.unwrap();
+    fixture.start(0, 2).await.unwrap();
+    let busy = fixture.start(1, 2).await.unwrap_err();
+    assert_eq!((busy.code(), busy.message()), (ErrorCode::Busy, "all 1 task slots of dn1 are taken"));
+    // A newer driver takes over; the older one is told so.
+    fixture.register("ann", "j", 3).await.unwrap();
+    assert_eq!(fixture.start(1, 2).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    fixture.executor.stop().await;
+}
+
+#[tokio::test]
+async fn an_ended_job_stays_ended_for_its_old_driver() {
+    let fixture = executor("exec sleep 1000", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    fixture.end().await.unwrap();
+    fixture.end().await.unwrap();
+    assert!(fixture.jobs().is_empty());
+    assert_eq!(fixture.register("ann", "j", 1).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+}
+
+#[tokio::test]
+async fn a_job_whose_driver_is_silent_is_ended() {
+    let fixture = executor("echo $$ > pid; exec sleep 1000", |settings| settings.lease_ms = 300).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let pid = line_of(&fixture.dir.path().join("jobs/j/pid")).await;
+    assert!(is_gone(&pid).await);
+}
+
+#[tokio::test]
+async fn workers_get_a_clean_environment_and_die_with_the_executor() {
+    let script = "env > seen; grep NoNewPrivs /proc/self/status > privs; echo $$ > pid; exec sleep 1000";
+    let fixture = executor(script, |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let job = fixture.dir.path().join("jobs/j");
+    let pid = line_of(&job.join("pid")).await;
+    assert_eq!(line_of(&job.join("privs")).await, "NoNewPrivs:\t1");
+    let seen = line_of(&job.join("seen")).await;
+    for line in seen.lines() {
+        let name = line.split('=').next().unwrap();
+        let known = ["PATH", "HOME", "TMPDIR", "LANG", "PWD", "SHLVL", "_", "OLDPWD", "CAIRN_LOG"].contains(&name);
+        assert!(known || name.starts_with("MALLOC_"), "{line}");
+    }
+    let Fixture { executor, dir } = fixture;
+    executor.stop().await;
+    assert!(is_gone(&pid).await);
+    assert!(SystemFs.read_dir(&dir.path().join("jobs")).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_left_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    SystemFs.create_dir_all(&dir.path().join("jobs/old/out")).unwrap();
+    let settings = TaskSettings::new(vec![dir.path().to_owned()], 1);
+    let executor = Executor::start(&Env::system(), settings, NodeName::default()).await.unwrap();
+    assert!(SystemFs.read_dir(&dir.path().join("jobs")).unwrap().is_empty());
+    executor.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_loopback_jobs_need_leave() {
+    let fixture = executor("true", |settings| settings.loopback = false).await;
+    let error = fixture.register("ann", "j", 1).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::PermissionDenied);
+    assert!(error.message().contains("--allow-jobs"), "{error}");
+}

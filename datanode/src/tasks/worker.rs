@@ -4,12 +4,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
-use cairn_common::Env;
 use cairn_common::net::{read_message, write_message};
+use cairn_common::{Env, process};
 use cairn_proto::pb::worker_order::Order;
-use cairn_proto::{Error, Result, pb};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 
 use super::log::AttemptLog;
@@ -43,8 +43,7 @@ pub fn start(
     if let Some(stdin) = child.stdin.take() {
         tokio::spawn(send_orders(stdin, first, receiver));
     }
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    tokio::spawn(live(env.clone(), child, stdout, stderr, log.clone(), number, events));
+    tokio::spawn(live(env.clone(), child, pid, log.clone(), number, events));
     Ok(WorkerHandle { pid, orders, log })
 }
 
@@ -67,7 +66,10 @@ fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
     // pieces back, since the resident size is what counts.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
     command.env("HOME", dir).env("TMPDIR", dir).env("LANG", "C.UTF-8");
-    command.env("MALLOC_ARENA_MAX", "2").env("MALLOC_MMAP_THRESHOLD_", "1048576").env("MALLOC_TRIM_THRESHOLD_", "4194304");
+    command
+        .env("MALLOC_ARENA_MAX", "2")
+        .env("MALLOC_MMAP_THRESHOLD_", "1048576")
+        .env("MALLOC_TRIM_THRESHOLD_", "4194304");
     if let Some(filter) = std::env::var_os("CAIRN_LOG") {
         command.env("CAIRN_LOG", filter);
     }
@@ -103,20 +105,24 @@ async fn send_orders(mut stdin: ChildStdin, first: pb::WorkerOrder, mut orders: 
     // Dropping its standard input tells the worker to end.
 }
 
-async fn live(
-    env: Env,
-    mut child: Child,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
-    log: AttemptLog,
-    number: u64,
-    events: mpsc::Sender<Event>,
-) {
+async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64, events: mpsc::Sender<Event>) {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reports = async {
         let Some(mut stdout) = stdout else { return };
-        while let Ok(report) = read_message::<pb::WorkerReport>(&mut stdout, "a task worker").await {
-            if events.send(Event::Report { worker: number, report }).await.is_err() {
-                return;
+        loop {
+            match read_message::<pb::WorkerReport>(&mut stdout, "a task worker").await {
+                Ok(report) => {
+                    if events.send(Event::Report { worker: number, report }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.code() == ErrorCode::Unreachable => return,
+                Err(error) => {
+                    // What follows cannot be understood either: its attempt must fail, not hang.
+                    log.write(&env, format!("{error}\n").as_bytes()).await;
+                    process::kill_group(pid);
+                    return;
+                }
             }
         }
     };

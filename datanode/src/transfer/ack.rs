@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //! Events of the disk task, of the reader and of the node below arrive in one bounded channel. An ack of length L goes up when this node and all
-//! below hold L; the ack of a marker, when both have carried it out. Acks are gathered: one goes up per [`ACK_STEP`] bytes, or when nothing is on its
+//! below hold L; the ack of a marker, when both have carried it out. Acks are gathered: one goes up per MiB, or when nothing is on its
 //! way. While something is on its way for long, the same ack is repeated, so that a slow sync is not taken for a dead node.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ use crate::store::writer::OpenReplica;
 /// Acks of progress are gathered up to this.
 const ACK_STEP: u64 = 1 << 20;
 /// After the node below closed its door to data, it may still say why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS_MS: u64 = 1_000;
 
 /// What happened.
 #[derive(Debug)]
@@ -107,27 +107,36 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
 
     /// Runs until the finish is acked upwards.
     pub async fn run(mut self) -> Result<(), Broken> {
-        let tick = Duration::from_millis((self.transfer.settings.pipeline_timeout_ms / 8).clamp(20, 1_000));
+        let tick_ms = (self.transfer.settings.pipeline_timeout_ms / 8).clamp(20, 1_000);
         let mut deaf: Option<Error> = None;
+        let mut due_ms = self.now() + tick_ms;
         loop {
-            let limit = if deaf.is_some() { LAST_WORDS } else { tick };
-            match self.transfer.env.clock.timeout(limit, self.events.recv()).await {
-                Ok(Some(Event::BelowDeaf(error))) => deaf = Some(error),
-                Ok(Some(event)) => self.on_event(event)?,
+            let limit = Duration::from_millis(due_ms.saturating_sub(self.now()));
+            let mut next = match self.transfer.env.clock.timeout(limit, self.events.recv()).await {
+                Ok(Some(event)) => Some(event),
                 // The reader holds a sender until the finish, the disk task until it is done.
                 Ok(None) => {
                     return Err(Broken::here(Error::new(ErrorCode::Internal, "the write ended without an outcome")));
                 }
-                Err(_) => match deaf.take() {
-                    Some(error) => return Err(Broken::below(error, 0)),
-                    None => self.on_tick().await?,
-                },
-            }
-            while let Ok(event) = self.events.try_recv() {
+                Err(_) => None,
+            };
+            while let Some(event) = next {
                 match event {
-                    Event::BelowDeaf(error) => deaf = Some(error),
+                    Event::BelowDeaf(error) => {
+                        deaf = Some(error);
+                        due_ms = self.now() + LAST_WORDS_MS;
+                    }
                     event => self.on_event(event)?,
                 }
+                next = self.events.try_recv().ok();
+            }
+            // Whatever woke us: a neighbour's silence must not hide behind the others' events.
+            if self.now() >= due_ms {
+                if let Some(error) = deaf.take() {
+                    return Err(Broken::below(error, 0));
+                }
+                self.on_tick()?;
+                due_ms = self.now() + tick_ms;
             }
             if self.tell().await? {
                 return Ok(());
@@ -184,7 +193,7 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
     }
 
     /// Repeats the ack while something is on its way, and gives up on a silent neighbour or a hung disk.
-    async fn on_tick(&mut self) -> Result<(), Broken> {
+    fn on_tick(&mut self) -> Result<(), Broken> {
         let now = self.now();
         let limit = self.transfer.settings.pipeline_timeout_ms;
         let written = self.progress.written.load(Ordering::Acquire);

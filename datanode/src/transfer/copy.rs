@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cairn_common::net::{self, Conn, opening};
-use cairn_proto::dataplane::{Marker, MarkerKind};
+use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::io::AsyncWriteExt;
 
@@ -64,7 +64,7 @@ pub async fn begin_write(transfer: &Transfer, address: &str, write: pb::WriteBlo
     let limit = transfer.settings.connect_timeout();
     let hello = transfer.hello();
     let mut conn = opening::open_data(&transfer.env.net, address, &hello, limit).await?;
-    let patience = limit * (write.targets.len() as u32 + 1) + Duration::from_secs(12);
+    let patience = dataplane::set_up_patience(limit, write.targets.len() + 1);
     let request = pb::DataRequest { op: Some(pb::data_request::Op::Write(write)) };
     let ask = async {
         let sent = net::write_message(&mut conn, &request).await;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn_proto::dataplane::MarkerKind;
-use cairn_proto::{Error, ErrorCode, Result};
+use cairn_proto::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Transfer;
@@ -24,6 +24,8 @@ use crate::store::writer::{Chunk, Matcher, ReplicaWriter};
 pub const JOBS: usize = 64;
 /// Bytes that may wait, per replica.
 pub const WAITING_BYTES: usize = 8 << 20;
+/// So much is worth a piece of work of its own on a blocking thread.
+const BATCH_BYTES: usize = 1 << 20;
 /// A finished block's report may hold its ack back this long.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -73,9 +75,9 @@ impl Sink {
         }
     }
 
-    fn abandon(&mut self, discard: bool) {
+    fn abandon(&mut self) {
         if let Self::Writer(writer) = self {
-            writer.abandon(discard);
+            writer.abandon();
         }
     }
 }
@@ -97,9 +99,16 @@ pub async fn run(
     events: mpsc::Sender<Event>,
 ) {
     let mut waiting = Vec::with_capacity(JOBS);
-    let mut discard = false;
     let mut finished = false;
     'jobs: while !finished && jobs.recv_many(&mut waiting, JOBS).await > 0 {
+        if is_small(&waiting) {
+            // The reader often has more at hand: fewer, larger pieces of work.
+            tokio::task::yield_now().await;
+            while waiting.len() < JOBS && is_small(&waiting) {
+                let Ok(job) = jobs.try_recv() else { break };
+                waiting.push(job);
+            }
+        }
         let mut chunks = Vec::new();
         let mut permits = Vec::new();
         let mut markers = Vec::new();
@@ -135,8 +144,6 @@ pub async fn run(
                 }
             }
             Err(error) => {
-                // A full disk can not finish this replica: it makes room instead.
-                discard = error.code() == ErrorCode::DiskFull;
                 let _ = events.send(Event::Failed(error)).await;
                 break;
             }
@@ -145,8 +152,17 @@ pub async fn run(
     // Nobody may wait for room in the budget while the file is closed.
     drop(jobs);
     if !finished {
-        transfer.env.work.io(move || sink.abandon(discard)).await;
+        transfer.env.work.io(move || sink.abandon()).await;
     }
+}
+
+/// Nobody waits for an answer to these jobs, and they are few bytes.
+fn is_small(jobs: &[Job]) -> bool {
+    let bytes = |job: &Job| match job {
+        Job::Frames(chunk, _) => Some(chunk.bytes.len()),
+        Job::Marker(_) => None,
+    };
+    jobs.iter().map(bytes).sum::<Option<usize>>().is_some_and(|bytes| bytes < BATCH_BYTES)
 }
 
 /// Appends, then syncs or finishes as asked. A finish returns the number of its report.

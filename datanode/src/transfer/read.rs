@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_common::net::{self, Conn};
+use cairn_proto::ids::Generation;
 use cairn_proto::pb::data_request::Op;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
@@ -72,6 +73,9 @@ async fn open_range(transfer: &Transfer, request: &pb::ReadBlock) -> Result<(Rea
 pub async fn serve_info(transfer: &Arc<Transfer>, conn: &mut Conn, request: pb::ReplicaInfo) -> io::Result<()> {
     let info = async {
         let (block, generation) = transfer.check_block(request.block.as_ref())?;
+        if request.fence_generation > 0 {
+            transfer.store.fence(block, Generation(request.fence_generation)).await?;
+        }
         transfer.store.read(block, generation).await
     };
     let reply = match info.await {

@@ -1,12 +1,12 @@
 //! Recovery of an abandoned block, ordered by the namenode: all replicas get one length and a new generation, and are finalized.
 //!
-//! The shortest of the replicas that were being written decides, unless one is finalized: then its length does. Frames are the same on all nodes (the
+//! Each replica is fenced before its length is taken, so nobody writes on while it is decided. The shortest of the replicas that were being written decides, unless one is finalized: then its length does. Frames are the same on all nodes (the
 //! client made them), so the shortest length is the end of a frame everywhere.
 
 use std::sync::Arc;
 
 use cairn_common::net::{self, opening};
-use cairn_proto::dataplane::{Marker, MarkerKind};
+use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::io::AsyncWriteExt;
@@ -25,7 +25,7 @@ pub async fn recover(transfer: &Arc<Transfer>, order: &pb::RecoverBlock) -> Resu
     let (block, generation) = transfer.check_block(order.block.as_ref())?;
     let mut candidates = Vec::new();
     for replica in &order.replicas {
-        match ask(transfer, &replica.address, order.block.as_ref()).await {
+        match ask(transfer, &replica.address, order).await {
             Ok(candidate) => candidates.push(candidate),
             Err(error) => tracing::warn!("recovery of block {block}: {} is left out: {error}", replica.address),
         }
@@ -60,17 +60,19 @@ fn decide(candidates: &[Candidate]) -> Option<u64> {
     finalized.or_else(|| candidates.iter().map(|candidate| candidate.length).min())
 }
 
-async fn ask(transfer: &Transfer, address: &str, block: Option<&pb::Block>) -> Result<Candidate> {
+/// Fences a replica, then asks how long it is.
+async fn ask(transfer: &Transfer, address: &str, order: &pb::RecoverBlock) -> Result<Candidate> {
     let limit = transfer.settings.connect_timeout();
     let mut conn = opening::open_data(&transfer.env.net, address, &transfer.hello(), limit).await?;
-    let info = pb::ReplicaInfo { block: block.cloned(), with_checksum: false };
+    let info =
+        pb::ReplicaInfo { block: order.block.clone(), with_checksum: false, fence_generation: order.new_generation };
     let request = pb::DataRequest { op: Some(pb::data_request::Op::Info(info)) };
     let asked = async {
         let sent = net::write_message(&mut conn, &request).await;
         sent.map_err(|error| Error::io(format!("asking {address}"), &error))?;
         net::read_message::<pb::ReplicaInfoReply>(&mut conn, address).await
     };
-    let reply = transfer.env.clock.timeout(limit, asked).await;
+    let reply = transfer.env.clock.timeout(dataplane::set_up_patience(limit, 1), asked).await;
     let reply = reply.map_err(|_| Error::new(ErrorCode::TimedOut, format!("{address} did not answer in time")))??;
     if let Some(error) = reply.error {
         return Err(Error::from_wire(error));

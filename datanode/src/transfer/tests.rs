@@ -142,6 +142,33 @@ async fn scripted<F: Future<Output = ()> + Send>(then: impl FnOnce(net::Conn) ->
     pb::Replica { address, ..Default::default() }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_given_up_while_the_writer_keeps_talking() {
+    let next = scripted(|mut conn| async move {
+        use tokio::io::AsyncReadExt;
+        let mut rest = Vec::new();
+        let _ = conn.read_to_end(&mut rest).await;
+    })
+    .await;
+    let node = Node::with(|settings| settings.pipeline_timeout_ms = 400).await;
+    let mut request = setup(BLOCK, &[&node]);
+    request.targets = vec![next];
+    let mut pipe = Pipe::open(&node.addr, request).await.unwrap();
+    pipe.send(&frames(BLOCK, &random(FRAME, 8), 0, FRAME, false)).await;
+    // Each answer is followed by the next word: nothing ever pauses.
+    let talk = async {
+        loop {
+            pipe.mark(MarkerKind::Heartbeat, FRAME).await;
+            let ack = pipe.ack().await;
+            if ack.kind() == pb::AckKind::AckError {
+                return ack;
+            }
+        }
+    };
+    let ack = tokio::time::timeout(Duration::from_secs(20), talk).await.unwrap();
+    assert_eq!((ack.failed_index, Error::from_wire(ack.error.unwrap()).code()), (1, ErrorCode::TimedOut));
+}
+
 async fn write_above(next: pb::Replica, bytes: usize) -> (Node, pb::WriteAck) {
     let node = Node::start().await;
     let data = random(bytes, 8);
@@ -328,6 +355,36 @@ async fn an_abandoned_block_gets_one_length_everywhere() {
         assert!(whole(node, Generation(1_010), 2 * FRAME).await == data[..2 * FRAME]);
         assert_eq!(info(&node.addr, BLOCK).await.state(), pb::ReplicaState::Finalized);
     }
+}
+
+#[tokio::test]
+async fn a_fence_stops_the_writer_before_the_length_is_told() {
+    let node = Node::start().await;
+    let data = random(3 * FRAME, 2);
+    let sealed = frames(BLOCK, &data, 0, FRAME, false);
+    let mut old = Pipe::open(&node.addr, setup(BLOCK, &[&node])).await.unwrap();
+    old.send(&sealed[..2]).await;
+    old.wait_held(2 * FRAME).await;
+    let fence = async |generation| {
+        let mut conn = dial(&node.addr).await;
+        let op = pb::ReplicaInfo { block: block_of(BLOCK, GEN), with_checksum: false, fence_generation: generation };
+        ask(&mut conn, pb::data_request::Op::Info(op)).await;
+        net::read_message::<pb::ReplicaInfoReply>(&mut conn, "node").await.unwrap()
+    };
+    let told = fence(1_010).await;
+    assert_eq!((told.length, told.state(), told.generation), (2 * FRAME as u64, pb::ReplicaState::Recovering, GEN.0));
+    let ack = old.wait_for(pb::AckKind::AckError).await;
+    assert_eq!(Error::from_wire(ack.error.unwrap()).code(), ErrorCode::StaleGeneration);
+    // Who comes with a generation from before the fence is late.
+    let (late, _) = Pipe::open(&node.addr, recovery(&[&node], 1_009, 2 * FRAME)).await.err().unwrap();
+    assert_eq!(late.code(), ErrorCode::StaleGeneration);
+    assert_eq!(Error::from_wire(fence(1_009).await.error.unwrap()).code(), ErrorCode::StaleGeneration);
+    // Asked again, as after a lost answer.
+    assert_eq!(fence(1_010).await.length, 2 * FRAME as u64);
+    let mut new = Pipe::open(&node.addr, recovery(&[&node], 1_010, 2 * FRAME)).await.unwrap();
+    new.mark(MarkerKind::Finish, 2 * FRAME).await;
+    assert_eq!(new.wait_for(pb::AckKind::AckFinished).await.kind(), pb::AckKind::AckFinished);
+    assert!(whole(&node, Generation(1_010), 2 * FRAME).await == data[..2 * FRAME]);
 }
 
 #[tokio::test]

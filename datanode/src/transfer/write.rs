@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cairn_common::net::{self, Conn, opening};
-use cairn_proto::dataplane::{Marker, MarkerKind};
+use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, MAX_BLOCK_SIZE, MAX_REPLICATION, Result, pb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -71,6 +71,7 @@ impl Broken {
 
 /// The open pipeline below this node.
 struct Below {
+    address: String,
     reader: ReadHalf<Conn>,
     writer: WriteHalf<Conn>,
     storage_ids: Vec<String>,
@@ -204,8 +205,7 @@ async fn open_below(transfer: &Transfer, plan: &Plan) -> Result<Option<Below>, B
         Ok(conn)
     };
     let mut conn = dial.await.map_err(|error: Error| Broken::below(error, 0))?;
-    // Each node below may need a dial of its own, and a fence of an older writer.
-    let patience = limit * (rest.len() as u32 + 1) + Duration::from_secs(12);
+    let patience = dataplane::set_up_patience(limit, rest.len() + 1);
     let ready: pb::WriteReady =
         match transfer.env.clock.timeout(patience, net::read_message(&mut conn, &next.address)).await {
             Ok(Ok(ready)) => ready,
@@ -219,7 +219,7 @@ async fn open_below(transfer: &Transfer, plan: &Plan) -> Result<Option<Below>, B
         return Err(Broken::below(Error::from_wire(error), ready.failed_index));
     }
     let (reader, writer) = conn.split();
-    Ok(Some(Below { reader, writer, storage_ids: ready.storage_ids }))
+    Ok(Some(Below { address: next.address.clone(), reader, writer, storage_ids: ready.storage_ids }))
 }
 
 /// A write under way.
@@ -264,7 +264,8 @@ impl<'a> Write<'a> {
         let ready = pb::WriteReady { error: None, failed_index: 0, storage_ids };
         let sent = net::write_message(&mut up, &ready).await;
         sent.map_err(|error| Broken::above(Error::io("answering the writer", &error)))?;
-        let (below_reader, below_writer) = below.map_or((None, None), |b| (Some(b.reader), Some(b.writer)));
+        let (below_reader, below_writer) =
+            below.map_or((None, None), |below| (Some((below.reader, below.address)), Some(below.writer)));
         let sending = AtomicBool::new(false);
         let acks = Acks::new(transfer, &mut up, queue, &progress, open.clone(), below_reader.is_some(), kept, &sending);
         let mut units = UnitReader::new(up_reader, plan.block, kept);
@@ -325,10 +326,10 @@ async fn stopped(transfer: &Transfer, block: BlockId, open: Option<Arc<OpenRepli
 }
 
 /// Reads the acks of the node below.
-async fn watch_below(reader: Option<ReadHalf<Conn>>, events: mpsc::Sender<Event>) -> Result<(), Broken> {
-    let Some(mut reader) = reader else { return Ok(()) };
+async fn watch_below(reader: Option<(ReadHalf<Conn>, String)>, events: mpsc::Sender<Event>) -> Result<(), Broken> {
+    let Some((mut reader, address)) = reader else { return Ok(()) };
     loop {
-        let event = match net::read_message::<pb::WriteAck>(&mut reader, "the next datanode").await {
+        let event = match net::read_message::<pb::WriteAck>(&mut reader, &address).await {
             Ok(ack) => Event::Below(ack),
             Err(error) => Event::BelowLeft(error),
         };

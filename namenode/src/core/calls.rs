@@ -74,10 +74,14 @@ impl Core {
                 let error = Error::new(ErrorCode::InvalidArgument, "the client id is longer than 64 bytes");
                 return reply_to(turn, reply, TxId(0), Err(error));
             }
+            if !self.retry.belongs_to(&call.client_id, &caller.user) {
+                let error = Error::new(ErrorCode::PermissionDenied, "the client id belongs to another user");
+                return reply_to(turn, reply, TxId(0), Err(error));
+            }
             self.retry.release(&call.client_id, call.lowest_unanswered);
             // A copy: the field is a slice of the whole request, which would stay in memory with it.
             let found: CallKey = (bytes::Bytes::copy_from_slice(&call.client_id), call.call_id);
-            match self.retry.begin(&found, reply) {
+            match self.retry.begin(&found, &caller.user, reply) {
                 Known::New => key = Some(found),
                 Known::Waits => return,
                 Known::Answered(answer, depends_on) => {

@@ -9,6 +9,7 @@ use cairn_proto::pb;
 
 use super::Core;
 use super::codec::FixedMap;
+use super::recovery::RECOVERY_HOLDER;
 
 #[derive(Default)]
 struct Holder {
@@ -70,15 +71,16 @@ impl Leases {
         holder.is_none_or(|holder| holder.renewed_ms + limit_ms < now_ms)
     }
 
-    /// Files whose holders were not heard for this long, at most `most`.
-    pub fn older_than(&self, limit_ms: u64, now_ms: u64, most: usize) -> Vec<u64> {
-        let old = self.holders.values().filter(|holder| holder.renewed_ms + limit_ms < now_ms);
-        old.flat_map(|holder| &holder.files).copied().take(most).collect()
+    /// Files that `wanted` picks and whose holders, the namenode aside, were not heard for this long, at most `most`.
+    pub fn older_than(&self, limit_ms: u64, now_ms: u64, most: usize, wanted: impl Fn(&u64) -> bool) -> Vec<u64> {
+        let old = self.holders.iter().filter(|(_, holder)| holder.renewed_ms + limit_ms < now_ms);
+        let writers = old.filter(|(name, _)| ***name != *RECOVERY_HOLDER);
+        writers.flat_map(|(_, holder)| &holder.files).copied().filter(wanted).take(most).collect()
     }
 
-    /// Files of one holder.
-    pub fn files_of(&self, holder: &str) -> impl Iterator<Item = u64> {
-        self.holders.get(holder).into_iter().flat_map(|holder| &holder.files).copied()
+    /// Files of one holder, in order, from this one on.
+    pub fn files_of(&self, holder: &str, first: u64) -> impl Iterator<Item = u64> {
+        self.holders.get(holder).into_iter().flat_map(move |holder| holder.files.range(first..)).copied()
     }
 
     /// All leases in order of file.
@@ -107,9 +109,10 @@ mod tests {
         leases.grant(2, "a", 10);
         leases.grant(1, "b", 20);
         assert_eq!((leases.holder_of(1), leases.holder_of(2)), (Some("b"), Some("a")));
-        assert_eq!(leases.older_than(5, 20, 9), [2]);
+        assert_eq!(leases.older_than(5, 20, 9, |_| true), [2]);
+        assert!(leases.older_than(5, 20, 9, |file| *file != 2).is_empty());
         leases.renew("a", 19);
-        assert!(leases.older_than(5, 20, 9).is_empty());
+        assert!(leases.older_than(5, 20, 9, |_| true).is_empty());
         assert!(leases.is_older(2, 5, 25) && !leases.is_older(1, 5, 25));
         leases.release(2);
         assert_eq!(leases.all(), [(1, "b")]);

@@ -14,6 +14,13 @@ use super::{Core, Turn};
 /// Access times move at most this often: each move is an edit.
 const ACCESS_STEP_MS: u64 = 3_600_000;
 
+/// Blocks in one answer, at most: it must fit into one message. Few in tests, which then need fewer blocks.
+const MAX_BLOCKS: usize = if cfg!(test) { 200 } else { 8_000 };
+
+fn total(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, u64::saturating_add)
+}
+
 /// Where a reader is, for sorting replicas.
 pub(super) struct Place<'a> {
     host: &'a str,
@@ -105,9 +112,15 @@ impl Core {
         let limit = if request.limit == 0 { most } else { request.limit.min(most) } as usize;
         let (before, ids) = self.tree.children_after(id, &request.start_after);
         let mut entries = Vec::new();
+        let mut blocks = 0;
         let base = if request.path == "/" { "" } else { &*request.path };
         for child in ids.take(limit) {
-            let name = self.tree.get(child).map_or("", |inode| &*inode.name);
+            let Some(inode) = self.tree.get(child) else { continue };
+            let name = &*inode.name;
+            blocks += if request.with_locations { inode.blocks().len() } else { 0 };
+            if blocks > MAX_BLOCKS && !entries.is_empty() {
+                break;
+            }
             entries.extend(entry(child, &format!("{base}/{name}"), &mut turn.random));
         }
         let remaining = (inode.child_count() - before - entries.len()) as u64;
@@ -127,7 +140,10 @@ impl Core {
         }
         self.check_access(who, id, READ)?;
         let accessed = self.tree.get(id).map_or(0, |inode| inode.accessed_ms);
-        if self.settings.access_times && turn.wall_ms > accessed + ACCESS_STEP_MS && !self.safemode.is_on() {
+        if self.settings.access_times
+            && turn.wall_ms > accessed.saturating_add(ACCESS_STEP_MS)
+            && !self.safemode.is_on()
+        {
             let accessed_ms = Some(turn.wall_ms);
             let edit = pb::EditSetAttributes { inode: id, accessed_ms, ..Default::default() };
             self.commit(turn, super::Carries::Nothing, pb::edit::Kind::SetAttributes(edit))?;
@@ -139,7 +155,7 @@ impl Core {
         Ok(pb::GetBlockLocationsResponse { status: self.status(id, path), blocks })
     }
 
-    /// Blocks of a file that touch `first..last`.
+    /// Blocks of a file that touch `first..last`; of very many only the first ones.
     pub(super) fn located_blocks(
         &self,
         file: u64,
@@ -153,6 +169,9 @@ impl Core {
         for id in self.tree.get(file).map_or(&[][..], Inode::blocks) {
             let length = self.blocks.get(*id).and_then(super::blocks::Block::length);
             let end = offset + length.unwrap_or(0);
+            if found.len() >= MAX_BLOCKS {
+                break;
+            }
             // A block that is being written may hold visible bytes already, so its end is open.
             if offset < last && (end > first || length.is_none()) {
                 found.extend(self.located_block(*id, offset, place, random));
@@ -178,9 +197,13 @@ impl Core {
             (None, Some(open)) => {
                 open.seen.iter().filter(|seen| seen.generation == block.generation).map(|seen| seen.storage).collect()
             }
-            _ => block.replicas.as_slice().iter().copied().filter(|at| !self.blocks.is_excess(id, *at)).collect(),
+            _ => block.replicas.as_slice().to_vec(),
         };
         storages.retain(|storage| self.nodes.is_live(*storage));
+        // One that is about to be deleted is better than none.
+        if storages.iter().any(|storage| !self.blocks.is_excess(id, *storage)) {
+            storages.retain(|storage| !self.blocks.is_excess(id, *storage));
+        }
         storages.iter().for_each(|storage| self.depend_on_node(self.nodes.storage(*storage).node));
         let corrupt = length.is_some() && storages.is_empty() && self.blocks.bad.contains_key(&id);
         storages.sort_by_cached_key(|storage| {
@@ -240,9 +263,9 @@ impl Core {
             self.repair.complete - self.repair.safe.min(self.repair.complete)
         };
         pb::ClusterReportResponse {
-            capacity: live().map(|node| node.capacity).sum(),
-            used: live().map(|node| node.used).sum(),
-            remaining: live().map(|node| node.remaining).sum(),
+            capacity: total(live().map(|node| node.capacity)),
+            used: total(live().map(|node| node.used)),
+            remaining: total(live().map(|node| node.remaining)),
             under_replicated: counts.under_replicated,
             missing,
             corrupt: self.blocks.bad.len() as u64,
@@ -276,9 +299,9 @@ impl Core {
             http_address: node.http_address.clone(),
             rack: node.rack.clone(),
             state: state as i32,
-            capacity: storages().map(|storage| storage.capacity).sum(),
-            used: storages().map(|storage| storage.used).sum(),
-            remaining: storages().map(|storage| storage.remaining).sum(),
+            capacity: total(storages().map(|storage| storage.capacity)),
+            used: total(storages().map(|storage| storage.used)),
+            remaining: total(storages().map(|storage| storage.remaining)),
             blocks: storages().map(|storage| storage.blocks.len()).sum(),
             last_heartbeat_ms: node.heard_wall_ms,
             active_transfers: node.transfers,

@@ -5,12 +5,23 @@ use cairn_proto::{Error, ErrorCode, PROTOCOL_VERSION};
 
 use super::event::{Command, StreamId};
 use super::nodes::NodeIndex;
+use super::trim::Verdict;
 use super::{Carries, Core, Turn};
 
 /// A full report that did not come is asked for again after this.
 const ASK_AGAIN_MS: u64 = 30_000;
 /// Copies that one heartbeat answer may order.
 const COPIES_PER_HEARTBEAT: usize = 64;
+/// A deletion that was not reported as done is ordered again after this, ...
+const DELETE_AGAIN_MS: u64 = 60_000;
+/// ... but for a block of no file at most this often: a full report finds the replica if it is still there.
+const MAX_DELETE_ORDERS: u32 = 3;
+/// Longest text in a registration, bytes.
+const MAX_TEXT: usize = 255;
+/// Storages of a node, at most.
+const MAX_STORAGES: usize = 256;
+/// More transfers, slots or tasks of one node are a mistake of its.
+const MAX_LOAD: u32 = 1_000_000;
 /// Replicas that a node may have to verify.
 const MAX_VERIFY: usize = 10_000;
 
@@ -40,7 +51,7 @@ impl Core {
                     != (now.storages.clone(), &edit.host, &edit.address, &edit.http_address, &edit.rack)
             }
         };
-        let racks = self.nodes.live_racks();
+        let (racks, usable) = (self.nodes.live_racks(), self.nodes.usable());
         if changed {
             self.commit(turn, Carries::Nothing, Kind::RegisterNode(edit))?;
         }
@@ -51,6 +62,9 @@ impl Core {
         if racks < 2 && self.nodes.live_racks() >= 2 {
             // What lay on one rack because there was only one is now on too few.
             self.cursors.rescan();
+        }
+        if self.nodes.usable() > usable {
+            self.more_nodes();
         }
         self.wake_deferred();
         Ok(pb::RegisterResponse {
@@ -72,14 +86,8 @@ impl Core {
                 format!("datanode {} speaks protocol {theirs}, this namenode {PROTOCOL_VERSION}", request.node_id),
             );
         }
-        if request.node_id.is_empty() || request.node_id.len() > 255 || request.address.is_empty() {
-            return fail(ErrorCode::InvalidArgument, "a registration needs a node id and an address".into());
-        }
-        if request.rack.len() > 1_000 || request.host.len() > 1_000 || request.storages.len() > 1_000 {
-            return fail(ErrorCode::InvalidArgument, "the registration is over-long".into());
-        }
-        if request.storages.iter().any(|storage| storage.storage_id.is_empty()) {
-            return fail(ErrorCode::InvalidArgument, "a storage has no id".into());
+        if let Err(message) = check_shape(request) {
+            return fail(ErrorCode::InvalidArgument, message);
         }
         if !request.cluster_id.is_empty() && request.cluster_id != *ours {
             let theirs = &request.cluster_id;
@@ -125,13 +133,15 @@ impl Core {
         node.registration = registration;
         node.alive = true;
         node.heard_ms = now_ms;
+        node.progress_ms = now_ms;
         node.heard_wall_ms = wall_ms;
         node.transfers = 0;
         node.assigned = 0;
-        node.task_slots = request.task_slots;
+        node.task_slots = request.task_slots.min(MAX_LOAD);
         node.tasks_running = 0;
         node.reported = false;
         node.asked_full_ms = None;
+        node.deleting.clear();
         for storage in node.storages.clone() {
             let named = request.storages.iter().any(|info| info.storage_id == self.nodes.storage(storage).id);
             let entry = self.nodes.storage_mut(storage);
@@ -155,6 +165,7 @@ impl Core {
     }
 
     fn take_storage_infos(&mut self, node: NodeIndex, infos: &[pb::StorageInfo]) {
+        let mut entry_is_back = false;
         for info in infos {
             let Some(index) = self.nodes.find_storage(&info.storage_id) else { continue };
             let entry = self.nodes.storage_mut(index);
@@ -166,13 +177,23 @@ impl Core {
             entry.remaining = info.remaining;
             entry.promised = 0;
             let failed = !info.failure.is_empty();
-            let newly_failed = failed && !entry.failed;
-            entry.failed = failed;
-            if newly_failed {
+            let was_failed = std::mem::replace(&mut entry.failed, failed);
+            if failed && !was_failed {
                 self.purge(index);
             } else if !failed {
                 self.cursors.purge.retain(|other| *other != index);
             }
+            if was_failed && !failed {
+                // Its replicas left the map: only a full report brings them back.
+                entry_is_back = true;
+                self.nodes.storage_mut(index).reported = false;
+                let node = self.nodes.node_mut(node);
+                node.reported = false;
+                node.asked_full_ms = None;
+            }
+        }
+        if entry_is_back {
+            self.more_nodes();
         }
     }
 
@@ -198,10 +219,10 @@ impl Core {
         let node = self.nodes.node_mut(index);
         node.heard_ms = now_ms;
         node.heard_wall_ms = turn.wall_ms;
-        node.transfers = request.active_transfers;
+        node.transfers = request.active_transfers.min(MAX_LOAD);
         node.assigned = 0;
-        node.task_slots = request.task_slots;
-        node.tasks_running = request.tasks_running;
+        node.task_slots = request.task_slots.min(MAX_LOAD);
+        node.tasks_running = request.tasks_running.min(MAX_LOAD);
         self.take_storage_infos(index, &request.storages);
         let mut orders = Vec::new();
         self.order_report(index, &mut orders);
@@ -256,19 +277,43 @@ impl Core {
         if !self.repair.settled() || self.safemode.is_on() {
             return;
         }
-        let mut replicas = Vec::new();
-        while replicas.len() < self.settings.deletions_per_heartbeat {
+        self.repeat_deletions(index);
+        let (mut replicas, mut later) = (Vec::new(), Vec::new());
+        let due_ms = self.now_ms + DELETE_AGAIN_MS;
+        let most = self.settings.deletions_per_heartbeat;
+        while replicas.len() < most && later.len() < most {
             let Some(deletion) = self.nodes.node_mut(index).delete.pop_front() else { break };
-            if self.deletion_holds(&deletion) {
-                self.unsynced.depend(deletion.depends_on);
-                replicas.push(pb::ReplicaRef {
-                    block: Some(self.pb_block(deletion.block, deletion.generation)),
-                    storage_id: self.nodes.storage(deletion.storage).id.clone(),
-                });
+            match self.deletion_holds(&deletion) {
+                Verdict::Delete => {
+                    self.unsynced.depend(deletion.depends_on);
+                    replicas.push(pb::ReplicaRef {
+                        block: Some(self.pb_block(deletion.block, deletion.generation)),
+                        storage_id: self.nodes.storage(deletion.storage).id.clone(),
+                    });
+                    self.nodes.node_mut(index).deleting.handed_out(deletion, due_ms);
+                }
+                Verdict::Later => later.push(deletion),
+                Verdict::Never => {}
             }
         }
+        self.nodes.node_mut(index).delete.extend(later);
         if !replicas.is_empty() {
             orders.push(Order::Delete(pb::DeleteReplicas { replicas }));
+        }
+    }
+
+    /// Deletions that a node was told and did not report as done: the order may be lost.
+    fn repeat_deletions(&mut self, index: NodeIndex) {
+        for _ in 0..self.settings.deletions_per_heartbeat {
+            let now_ms = self.now_ms;
+            let Some((deletion, count)) = self.nodes.node_mut(index).deleting.pop_late(now_ms) else { return };
+            let (id, storage) = (deletion.block, deletion.storage);
+            let unknown = self.blocks.get(id).is_none();
+            if unknown && count >= MAX_DELETE_ORDERS {
+                self.nodes.node_mut(index).deleting.forget(id, storage);
+            } else if self.deletion_holds(&deletion) != Verdict::Never {
+                self.nodes.node_mut(index).delete.push_back(deletion);
+            }
         }
     }
 
@@ -289,6 +334,7 @@ impl Core {
         node.repairs = 0;
         node.replicate.clear();
         node.delete.clear();
+        node.deleting.clear();
         node.verify.clear();
         node.recover.clear();
         // Its stream names an old registration from now on; what still comes on it is ignored.
@@ -353,6 +399,30 @@ impl Core {
         }
         Ok(pb::ReportBadReplicaResponse {})
     }
+}
+
+/// Checks what needs no knowledge of the cluster.
+fn check_shape(request: &pb::RegisterRequest) -> Result<(), String> {
+    if request.node_id.is_empty() || request.address.is_empty() {
+        return Err("a registration needs a node id and an address".into());
+    }
+    let (count, mut ids) = (request.storages.len(), std::collections::BTreeSet::new());
+    if count > MAX_STORAGES {
+        return Err(format!("a registration names {count} storages, more than {MAX_STORAGES}"));
+    }
+    for storage in &request.storages {
+        if storage.storage_id.is_empty() {
+            return Err("a storage has no id".into());
+        }
+        if !ids.insert(&storage.storage_id) {
+            return Err("a registration names a storage twice".into());
+        }
+    }
+    let texts = [&request.node_id, &request.host, &request.address, &request.http_address, &request.rack];
+    if texts.into_iter().chain(ids).any(|text| text.len() > MAX_TEXT) {
+        return Err(format!("the registration holds a text of more than {MAX_TEXT} bytes"));
+    }
+    Ok(())
 }
 
 /// What the log will hold of a registering node. An address without an IP gets the peer's.

@@ -12,7 +12,7 @@
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
-//!  membership.rs reports.rs repair.rs safemode.rs leases.rs recovery.rs cursors.rs    what happens by itself
+//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs cursors.rs    what happens by itself
 //!  image.rs      checkpoints and loading
 //! ```
 //!
@@ -52,7 +52,9 @@ mod safemode;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod trash;
 mod tree;
+mod trim;
 mod unsynced;
 mod writing;
 
@@ -61,6 +63,7 @@ use std::collections::BTreeMap;
 use cairn_proto::ids::{BlockId, Epoch, Generation, InodeId, TxId};
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
+use prost::Message as _;
 
 use blocks::BlockMap;
 use codec::Random;
@@ -77,6 +80,9 @@ use unsynced::Unsynced;
 pub use event::{Caller, ClientRequest, ClientResponse, Command, Event, Now, ReplyTo, Response, StreamId};
 pub use image::LoadError;
 pub use settings::CoreSettings;
+
+/// A larger edit is refused before it changes anything: the log could not take it, and the namenode would end.
+const MAX_EDIT_BYTES: usize = 1 << 20;
 
 /// An edit whose precondition does not hold: the log and the image do not fit together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +148,9 @@ pub struct Core {
     last_mono_ms: u64,
     started_ms: u64,
     upkeep_ms: u64,
+    /// When the trash is looked at next, and the last user whose turn it was.
+    trash_due_ms: u64,
+    trash_after: Box<str>,
 }
 
 /// What one event works with.
@@ -188,6 +197,8 @@ impl Core {
             last_mono_ms: 0,
             started_ms: 0,
             upkeep_ms: 0,
+            trash_due_ms: 0,
+            trash_after: "".into(),
         }
     }
 
@@ -280,12 +291,11 @@ impl Core {
         self.wake_parked(&mut turn);
     }
 
-    /// A pause of the owner must not look like silence of everybody else: turn time leaves it out.
+    /// A pause of the owner must not look like silence of everybody else: turn time leaves out what a gap has beyond the
+    /// usual. Never all of it: time that stands still would end no lease and find no dead node.
     fn advance_clock(&mut self, now: Now) {
         let gap = now.mono_ms.saturating_sub(self.last_mono_ms);
-        if gap > 2 * self.settings.heartbeat_interval_ms {
-            self.paused_ms += gap;
-        }
+        self.paused_ms += gap.saturating_sub(2 * self.settings.heartbeat_interval_ms);
         self.last_mono_ms = self.last_mono_ms.max(now.mono_ms);
         self.now_ms = self.now_ms.max(self.last_mono_ms - self.paused_ms);
     }
@@ -296,6 +306,7 @@ impl Core {
             self.upkeep_ms = self.now_ms + self.settings.heartbeat_interval_ms.min(1_000) / 2;
             self.find_dead_nodes();
             self.expire_leases(turn);
+            self.empty_trash(turn);
             self.expire_pending();
             self.retry.expire(self.now_ms, self.settings.retry_cache_ms, self.settings.retry_cache_entries);
         }
@@ -314,6 +325,11 @@ impl Core {
         };
         let time_ms = turn.wall_ms.max(self.counters.wall_ms);
         let edit = pb::Edit { min_reader: edits::MIN_READER, client_id, call_id, time_ms, kind: Some(kind) };
+        let bytes = edit.encoded_len();
+        if bytes > MAX_EDIT_BYTES {
+            let message = format!("the change takes {bytes} bytes in the log, more than {MAX_EDIT_BYTES}");
+            return Err(Error::new(ErrorCode::InvalidArgument, message));
+        }
         self.apply(txid, &edit).map_err(|cause| Error::new(ErrorCode::Internal, format!("edit refused: {cause}")))?;
         self.last_txid = txid;
         self.unsynced.depend(txid);
@@ -329,6 +345,17 @@ impl Core {
     /// The last transaction that was emitted, replayed or loaded.
     pub fn last_txid(&self) -> TxId {
         self.last_txid
+    }
+
+    /// Whether a caller may do everything.
+    pub fn is_superuser(&self, caller: &Caller) -> bool {
+        self.who(caller).superuser
+    }
+
+    /// Reported replicas, newer than anything that this namenode ever handed out: proof that it was started with old
+    /// metadata. They are left alone.
+    pub fn future_replicas(&self) -> u64 {
+        self.repair.future_replicas
     }
 
     /// The settings.

@@ -28,6 +28,62 @@ pub struct QueuedDeletion {
     pub depends_on: TxId,
 }
 
+/// Deletions that were handed out.
+#[derive(Default)]
+pub struct Deleting {
+    orders: BTreeMap<(u64, StorageIndex), Ordered>,
+    /// In order of time; may name orders that are gone.
+    due: VecDeque<(u64, (u64, StorageIndex))>,
+}
+
+struct Ordered {
+    deletion: QueuedDeletion,
+    /// When it is looked at again; `None`: never, it is only remembered as doubtful.
+    due_ms: Option<u64>,
+    count: u32,
+}
+
+impl Deleting {
+    /// Whether this replica may be gone at any moment.
+    pub fn contains(&self, block: u64, storage: StorageIndex) -> bool {
+        self.orders.contains_key(&(block, storage))
+    }
+
+    /// An order leaves; it is looked at again at `due_ms`.
+    pub fn handed_out(&mut self, deletion: QueuedDeletion, due_ms: u64) {
+        let key = (deletion.block, deletion.storage);
+        let count = self.orders.get(&key).map_or(0, |order| order.count) + 1;
+        self.orders.insert(key, Ordered { deletion, due_ms: Some(due_ms), count });
+        self.due.push_back((due_ms, key));
+    }
+
+    /// The replica is gone, or nobody will wait for that any more.
+    pub fn forget(&mut self, block: u64, storage: StorageIndex) {
+        self.orders.remove(&(block, storage));
+    }
+
+    /// The next order that was not carried out in time, and how often it was given. Its replica stays doubtful: the node
+    /// may have the order still.
+    pub fn pop_late(&mut self, now_ms: u64) -> Option<(QueuedDeletion, u32)> {
+        while let Some((due_ms, key)) = self.due.front().copied() {
+            if due_ms > now_ms {
+                break;
+            }
+            self.due.pop_front();
+            if let Some(order) = self.orders.get_mut(&key).filter(|order| order.due_ms == Some(due_ms)) {
+                order.due_ms = None;
+                return Some((order.deletion, order.count));
+            }
+        }
+        None
+    }
+
+    /// What was ordered before does not count any more.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// A datanode.
 #[derive(Default)]
 pub struct Node {
@@ -49,6 +105,8 @@ pub struct Node {
     pub alive: bool,
     /// Turn time of the last sign of life.
     pub heard_ms: u64,
+    /// Turn time of its registration, or of the newest range of a full report since then.
+    pub progress_ms: u64,
     /// Wall time of the same.
     pub heard_wall_ms: u64,
     /// Transfers that it says are under way.
@@ -71,6 +129,8 @@ pub struct Node {
     pub replicate: VecDeque<(pb::ReplicateBlock, TxId)>,
     /// Replicas that it shall delete.
     pub delete: VecDeque<QueuedDeletion>,
+    /// Replicas that it was told to delete and has not reported as removed.
+    pub deleting: Deleting,
     /// Replicas that it shall check: block, generation, storage.
     pub verify: BTreeSet<(u64, u64, StorageIndex)>,
     /// Recoveries that it shall lead.
@@ -88,7 +148,7 @@ impl Node {
 
     /// Transfers under way, as far as the namenode can tell.
     pub fn load(&self) -> u32 {
-        self.transfers.max(self.repairs) + self.assigned
+        self.transfers.max(self.repairs).saturating_add(self.assigned)
     }
 }
 
@@ -261,6 +321,12 @@ impl Nodes {
             storage_type: entry.kind,
             state: state as i32,
         }
+    }
+
+    /// Nodes that can hold replicas.
+    pub fn usable(&self) -> usize {
+        let holds = |node: &&Node| node.alive && node.storages.iter().any(|at| !self.storage(*at).failed);
+        self.nodes.iter().filter(holds).count()
     }
 
     /// Racks of nodes that are alive.

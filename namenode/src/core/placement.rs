@@ -72,7 +72,7 @@ fn candidates<'a>(nodes: &'a Nodes, request: &Request<'_>) -> Vec<Candidate<'a>>
         if let Some((storage, free)) = storage_of(nodes, index, request.size) {
             let capacity = nodes.storage(storage).capacity.max(1);
             let share = ((u128::from(free.min(capacity)) << 20) / u128::from(capacity)) as u64 + 1;
-            let weight = share / u64::from(1 + node.load()) + 1;
+            let weight = share / (1 + u64::from(node.load())) + 1;
             found.push(Candidate { node: index, storage, rack: &node.rack, weight });
         }
     }

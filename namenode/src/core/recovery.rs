@@ -1,17 +1,22 @@
 //! Taking a file over from a writer that is gone.
 //!
+//! # Overview
 //! Blocks that were reported whole are committed as they are. Of a block that is only partly there the datanodes agree on
 //! a length: one of them is told to bring all replicas to it under a new generation (`RecoverBlock`). Meanwhile the lease
-//! belongs to the namenode, which fences the old writer. A block that nobody has, or that could not be recovered in a few
-//! attempts, is dropped with all after it.
+//! belongs to the namenode, which fences the old writer. Attempts are repeated, ever more rarely, until one succeeds.
 //!
-//! Crash: the lease of the namenode is in the log, so a restart finds the file and begins again; a generation that was
-//! handed out is never used twice.
+//! # Consistency
+//! What a writer was told to be on disk must not be lost, so a block is dropped (with all after it) only if nothing of it
+//! was reported and every node that could hold it is there and has reported. A node that is away may hold it.
+//!
+//! # Crash
+//! The lease of the namenode is in the log, so a restart finds the file and begins again; a generation that was handed out
+//! is never used twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cairn_proto::Error;
 use cairn_proto::pb::{self, ReplicaState, edit::Kind};
+use cairn_proto::{Error, ErrorCode};
 
 use super::blocks::{SeenReplica, StorageIndex};
 use super::inode::Inode;
@@ -19,23 +24,69 @@ use super::{Carries, Core, Turn};
 
 /// Holder of the leases that the namenode has taken over; no client may use this name.
 pub const RECOVERY_HOLDER: &str = "cairn-namenode-recovery";
-/// Patience with one attempt.
+/// Patience with the first attempt; it doubles with each, ...
 const ATTEMPT_MS: u64 = 10_000;
+/// ... up to this.
+const MAX_ATTEMPT_MS: u64 = 300_000;
+/// Datanodes that are there and know nothing of a block are asked this often before it is dropped.
 const MAX_ATTEMPTS: u32 = 3;
-/// Files looked at in one turn.
+/// Files taken up in one turn.
 const FILES_PER_TURN: usize = 100;
+/// Leases of the namenode looked through in one turn for files that nobody recovers.
+const LEASES_PER_TURN: usize = 1_000;
+/// Generations of attempts that may still be answered.
+const KEPT_GENERATIONS: usize = 64;
 
+fn patience_ms(count: u32) -> u64 {
+    (ATTEMPT_MS << count.saturating_sub(1).min(10)).min(MAX_ATTEMPT_MS)
+}
+
+/// Attempts to recover one block.
+#[derive(Default)]
 struct Attempt {
-    file: u64,
-    generation: u64,
+    generations: Vec<u64>,
     count: u32,
     deadline_ms: u64,
 }
 
-/// Blocks that datanodes are recovering.
+/// A file that waits for its blocks.
+#[derive(Default)]
+struct Patient {
+    due_ms: u64,
+    /// Faults in a row.
+    failures: u32,
+    blocks: BTreeMap<u64, Attempt>,
+}
+
+/// Files that are being recovered, and when each is looked at next.
 #[derive(Default)]
 pub struct Recoveries {
-    blocks: BTreeMap<u64, Attempt>,
+    files: BTreeMap<u64, Patient>,
+    due: BTreeSet<(u64, u64)>,
+    /// Where the search for files that nobody recovers goes on.
+    looked_to: u64,
+}
+
+impl Recoveries {
+    fn schedule(&mut self, file: u64, due_ms: u64) {
+        let patient = self.files.entry(file).or_default();
+        self.due.remove(&(patient.due_ms, file));
+        patient.due_ms = due_ms;
+        self.due.insert((due_ms, file));
+    }
+
+    fn fail(&mut self, file: u64, now_ms: u64) {
+        let patient = self.files.entry(file).or_default();
+        patient.failures = patient.failures.saturating_add(1);
+        let wait_ms = patience_ms(patient.failures);
+        self.schedule(file, now_ms + wait_ms);
+    }
+
+    fn forget(&mut self, file: u64) {
+        if let Some(patient) = self.files.remove(&file) {
+            self.due.remove(&(patient.due_ms, file));
+        }
+    }
 }
 
 impl Core {
@@ -45,61 +96,102 @@ impl Core {
             return;
         }
         let now_ms = self.now_ms;
-        let late = self.recoveries.blocks.values().filter(|attempt| attempt.deadline_ms <= now_ms);
-        let mut files: Vec<u64> = late.map(|attempt| attempt.file).collect();
-        files.extend(self.leases.older_than(self.settings.lease_hard_limit_ms, now_ms, FILES_PER_TURN));
+        let due = self.recoveries.due.range(..=(now_ms, u64::MAX)).take(FILES_PER_TURN);
+        let mut files: Vec<u64> = due.map(|(_, file)| *file).collect();
+        let idle = |file: &u64| !self.recoveries.files.contains_key(file);
+        files.extend(self.leases.older_than(self.settings.lease_hard_limit_ms, now_ms, FILES_PER_TURN, idle));
         if self.repair.settled() {
             // Left by an earlier life of the namenode.
-            let busy = |file: &u64| self.recoveries.blocks.values().any(|attempt| attempt.file == *file);
-            files.extend(self.leases.files_of(RECOVERY_HOLDER).filter(|file| !busy(file)).take(FILES_PER_TURN));
+            let some = self.leases.files_of(RECOVERY_HOLDER, self.recoveries.looked_to);
+            let some: Vec<u64> = some.take(LEASES_PER_TURN).collect();
+            let left: Vec<u64> = some.iter().copied().filter(idle).take(FILES_PER_TURN).collect();
+            let last = if left.len() == FILES_PER_TURN { left.last() } else { some.last() };
+            let at_end = some.len() < LEASES_PER_TURN && left.len() < FILES_PER_TURN;
+            self.recoveries.looked_to = last.filter(|_| !at_end).map_or(0, |file| file + 1);
+            files.extend(left);
         }
         files.sort_unstable();
         files.dedup();
         for file in files {
             self.unsynced.reset();
-            if !self.tree.is_reachable(file) || self.take_over(turn, file).is_err() {
-                // A deleted file goes with its tree; anything else would fail again at every turn.
+            let open = self.tree.get(file).is_some_and(Inode::is_open);
+            if !open || !self.tree.is_reachable(file) {
+                // A deleted file goes with its tree.
                 self.leases.release(file);
-                self.recoveries.blocks.retain(|_, attempt| attempt.file != file);
+                self.recoveries.forget(file);
+            } else {
+                // After a fault the lease stays as it is in the log, and the file gets its next turn later.
+                let _ = self.take_over(turn, file);
             }
         }
     }
 
     /// Closes the file if all its blocks can be settled now (`true`), or gets their recovery under way.
     pub(super) fn take_over(&mut self, turn: &mut Turn<'_>, file: u64) -> Result<bool, Error> {
+        let result = self.try_take_over(turn, file);
+        if result.is_err() {
+            self.recoveries.fail(file, self.now_ms);
+        }
+        result
+    }
+
+    fn try_take_over(&mut self, turn: &mut Turn<'_>, file: u64) -> Result<bool, Error> {
         let blocks = self.tree.get(file).map(|inode| inode.blocks().to_vec()).unwrap_or_default();
         let open: Vec<u64> = blocks.into_iter().filter(|id| self.blocks.open.contains_key(id)).collect();
-        let mut waiting = false;
+        let mut due_ms = None;
         for id in open {
             if self.reported_length(id).is_none() {
-                waiting |= self.recover_block(turn, file, id)?;
+                let block_ms = self.recover_block(turn, file, id)?;
+                due_ms = [due_ms, block_ms].into_iter().flatten().min();
             }
         }
-        if !waiting {
+        let Some(due_ms) = due_ms else {
             self.close_abandoned(turn, file)?;
-            self.recoveries.blocks.retain(|_, attempt| attempt.file != file);
+            self.recoveries.forget(file);
             return Ok(true);
-        }
+        };
         if self.leases.holder_of(file) != Some(RECOVERY_HOLDER) {
             let edit = pb::EditLease { inode: file, holder: RECOVERY_HOLDER.into() };
             self.commit(turn, Carries::Nothing, Kind::Lease(edit))?;
         }
+        self.recoveries.schedule(file, due_ms);
         Ok(false)
     }
 
-    /// Tells a datanode to recover a block; `false`: nobody has it, or it was tried often enough.
-    fn recover_block(&mut self, turn: &mut Turn<'_>, file: u64, id: u64) -> Result<bool, Error> {
-        let count = match self.recoveries.blocks.get(&id) {
-            Some(attempt) if attempt.deadline_ms > self.now_ms => return Ok(true),
-            Some(attempt) => attempt.count + 1,
-            None => 1,
-        };
+    /// Tells a datanode to recover a block, unless one is at it. Returns when to look again; `None`: nobody has it.
+    fn recover_block(&mut self, turn: &mut Turn<'_>, file: u64, id: u64) -> Result<Option<u64>, Error> {
+        let attempt = self.recoveries.files.get(&file).and_then(|patient| patient.blocks.get(&id));
+        let (count, deadline_ms) = attempt.map_or((0, 0), |attempt| (attempt.count, attempt.deadline_ms));
+        if deadline_ms > self.now_ms {
+            return Ok(Some(deadline_ms));
+        }
         let candidates = self.candidates(id);
-        let primary = candidates
-            .iter()
-            .map(|storage| self.nodes.storage(*storage).node)
-            .max_by_key(|node| (self.nodes.node(*node).heard_ms, std::cmp::Reverse(*node)));
-        let (Some(primary), true) = (primary, count <= MAX_ATTEMPTS) else { return Ok(false) };
+        if self.is_nowhere(id) && (candidates.is_empty() || count >= MAX_ATTEMPTS) {
+            return Ok(None);
+        }
+        let deadline_ms = self.now_ms + patience_ms(count + 1);
+        let generation = self.order_recovery(turn, file, id, &candidates)?;
+        let attempt = self.recoveries.files.entry(file).or_default().blocks.entry(id).or_default();
+        attempt.count = attempt.count.saturating_add(1);
+        attempt.deadline_ms = deadline_ms;
+        attempt.generations.extend(generation);
+        if attempt.generations.len() > KEPT_GENERATIONS {
+            attempt.generations.remove(0);
+        }
+        Ok(Some(deadline_ms))
+    }
+
+    /// Queues the order for one of the candidates and returns the new generation; `None`: there are no candidates.
+    fn order_recovery(
+        &mut self,
+        turn: &mut Turn<'_>,
+        file: u64,
+        id: u64,
+        candidates: &[StorageIndex],
+    ) -> Result<Option<u64>, Error> {
+        let nodes = candidates.iter().map(|storage| self.nodes.storage(*storage).node);
+        let primary = nodes.max_by_key(|node| (self.nodes.node(*node).heard_ms, std::cmp::Reverse(*node)));
+        let Some(primary) = primary else { return Ok(None) };
         let generation = self.counters.generation + 1;
         let edit = pb::EditAllocateGeneration { inode: file, block_id: id as i64, generation };
         let txid = self.commit(turn, Carries::Nothing, Kind::AllocateGeneration(edit))?;
@@ -111,9 +203,23 @@ impl Core {
             replicas: candidates.iter().map(|storage| self.nodes.replica(*storage, state)).collect(),
         };
         self.nodes.node_mut(primary).recover.push_back((order, txid));
-        let deadline_ms = self.now_ms + ATTEMPT_MS;
-        self.recoveries.blocks.insert(id, Attempt { file, generation, count, deadline_ms });
-        Ok(true)
+        Ok(Some(generation))
+    }
+
+    /// Whether nothing of an open block was reported by any node that could hold it, and none of those is away.
+    fn is_nowhere(&self, id: u64) -> bool {
+        let Some(open) = self.blocks.open.get(&id) else { return true };
+        let told = |storage: &StorageIndex| {
+            let node = self.nodes.node_of(*storage);
+            node.alive && node.reported && self.nodes.is_live(*storage)
+        };
+        open.seen.is_empty()
+            && if open.expected.is_empty() {
+                // The pipeline was forgotten in a restart: it may lie on any node.
+                self.nodes.nodes.iter().all(|node| node.alive && node.reported)
+            } else {
+                open.expected.iter().all(told)
+            }
     }
 
     /// Live storages that may have something of an open block.
@@ -128,14 +234,22 @@ impl Core {
     /// A datanode has recovered a block.
     pub(super) fn block_recovered(&mut self, turn: &mut Turn<'_>, recovered: &pb::BlockRecovered) -> Result<(), Error> {
         let id = recovered.block.as_ref().map_or(0, |block| block.id as u64);
-        let Some(attempt) = self.recoveries.blocks.get(&id) else { return Ok(()) };
-        let (file, generation) = (attempt.file, attempt.generation);
-        let current = self.tree.is_reachable(file) && self.blocks.open.contains_key(&id);
-        if !current || generation != recovered.new_generation {
+        let (generation, length) = (recovered.new_generation, recovered.length);
+        let Some(block) = self.blocks.get(id) else { return Ok(()) };
+        let (file, is_newer) = (block.inode, generation > block.generation);
+        let attempt = self.recoveries.files.get(&file).and_then(|patient| patient.blocks.get(&id));
+        // An answer to an earlier attempt is as good: its replicas are whole.
+        let is_ours = attempt.is_some_and(|attempt| attempt.generations.contains(&generation));
+        let is_open = self.tree.is_reachable(file) && self.blocks.open.contains_key(&id);
+        if !is_open || !is_newer || !is_ours {
             return Ok(());
         }
+        if length > self.tree.get(file).map_or(0, Inode::block_size) {
+            let message = format!("block {id} cannot have been recovered to {length} bytes");
+            return Err(Error::new(ErrorCode::InvalidArgument, message).with_subject(id.to_string()));
+        }
         self.unsynced.reset();
-        let edit = pb::EditUpdateBlock { inode: file, block_id: id as i64, generation, length: recovered.length };
+        let edit = pb::EditUpdateBlock { inode: file, block_id: id as i64, generation, length };
         self.commit(turn, Carries::Nothing, Kind::UpdateBlock(edit))?;
         for name in &recovered.storage_ids {
             let Some(storage) = self.nodes.find_storage(name) else { continue };
@@ -152,8 +266,12 @@ impl Core {
             let edit = pb::EditAbandonBlock { inode: file, block_id: id as i64 };
             self.commit(turn, Carries::Nothing, Kind::AbandonBlock(edit))?;
         }
-        self.recoveries.blocks.remove(&id);
-        self.take_over(turn, file).map(|_| ())
+        if let Some(patient) = self.recoveries.files.get_mut(&file) {
+            patient.blocks.remove(&id);
+        }
+        // A fault in what follows is none of the datanode; the file gets its next turn later.
+        let _ = self.take_over(turn, file);
+        Ok(())
     }
 
     /// Closes a file for a writer that is gone: keeps every block up to the first one of which no whole replica was
@@ -184,10 +302,11 @@ impl Core {
 
     /// The length that most whole replicas of an open block have; the longer one on a tie.
     fn reported_length(&self, id: u64) -> Option<u64> {
-        let generation = self.blocks.get(id)?.generation;
+        let block = self.blocks.get(id)?;
+        let (generation, most) = (block.generation, self.tree.get(block.inode)?.block_size());
         let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
         for seen in &self.blocks.open.get(&id)?.seen {
-            if seen.generation == generation && seen.state == ReplicaState::Finalized {
+            if seen.generation == generation && seen.state == ReplicaState::Finalized && seen.length <= most {
                 *votes.entry(seen.length).or_default() += 1;
             }
         }

@@ -9,14 +9,15 @@
 //! Until the cluster has settled after a start (every known node reported, or one dead interval passed) nothing is
 //! assessed, copied, deleted or called excess; then a cursor assesses every block once. Replicas on a node that has not
 //! reported since it registered, or is stale, count as live but never make another replica superfluous. A deletion is
-//! checked again when it is handed to its node.
+//! checked again when it is handed to its node, and handed out again if the replica is not reported as removed in time; a
+//! replica that its node was told to delete once never makes another one superfluous either.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::pb;
 
 use super::blocks::{Replicas, StorageIndex};
-use super::nodes::{NodeIndex, Nodes, QueuedDeletion};
+use super::nodes::{Node, NodeIndex, Nodes, QueuedDeletion};
 use super::placement;
 use super::{Core, Turn};
 
@@ -24,12 +25,18 @@ use super::{Core, Turn};
 const PIPELINE_GRACE_MS: u64 = 10_000;
 /// Blocks that could not be copied or trimmed are tried again after this, or when a node comes or reports.
 const DEFER_MS: u64 = 3_000;
+/// After a start, a node whose full report makes progress is waited for as long as one range takes at most, ...
+const REPORTING_MS: u64 = 30_000;
+/// ... and beyond the dead interval no longer than this in all.
+const SETTLE_LIMIT_MS: u64 = 600_000;
 
 /// How badly a block needs a copy; lower is worse.
 type Risk = u16;
 const LAST_REPLICA: Risk = 0;
 const UNDER_REPLICATED: Risk = 1_000;
 const MIS_REPLICATED: Risk = 2_000;
+/// Too few replicas, but as many as there are nodes for them.
+const OUT_OF_REACH: Risk = 3_000;
 const MISSING: Risk = Risk::MAX;
 
 struct PendingCopy {
@@ -37,6 +44,17 @@ struct PendingCopy {
     /// `None`: part of the writer's own pipeline.
     source: Option<NodeIndex>,
     deadline_ms: u64,
+}
+
+/// What became of the copies that a block needs.
+#[derive(PartialEq, Eq)]
+enum Copying {
+    /// They are ordered, or not needed.
+    Done,
+    /// The nodes that could send or take one are at their caps.
+    NoCapacity,
+    /// There is no node for one.
+    NoTarget,
 }
 
 /// What is short of what it should be.
@@ -60,6 +78,10 @@ pub struct Repair {
     settled: bool,
     risks: BTreeMap<u64, Risk>,
     counts: Counts,
+    /// Blocks whose risk is [`OUT_OF_REACH`].
+    out_of_reach: u64,
+    /// Reported replicas with a block id or generation that this namenode has not handed out yet.
+    pub future_replicas: u64,
     queue: BTreeSet<(Risk, u64)>,
     deferred: Vec<u64>,
     deferred_since_ms: u64,
@@ -88,6 +110,12 @@ impl Repair {
         self.to_trim.len() as u64
     }
 
+    /// Blocks that wait for a copy to be ordered.
+    #[cfg(test)]
+    pub fn queue_len(&self) -> usize {
+        self.queue.len() + self.deferred.len()
+    }
+
     fn counter(&mut self, risk: Risk) -> &mut u64 {
         match risk {
             MISSING => &mut self.counts.missing,
@@ -104,9 +132,11 @@ impl Repair {
         if let Some(before) = before {
             self.queue.remove(&(before, id));
             *self.counter(before) -= 1;
+            self.out_of_reach -= u64::from(before == OUT_OF_REACH);
         }
         if let Some(risk) = risk {
             *self.counter(risk) += 1;
+            self.out_of_reach += u64::from(risk == OUT_OF_REACH);
             if schedule && risk != MISSING {
                 self.queue.insert((risk, id));
             }
@@ -121,7 +151,11 @@ impl Core {
             return;
         }
         let all_reported = self.nodes.nodes.iter().all(|node| node.alive && node.reported);
-        if all_reported || self.now_ms >= self.started_ms + self.settings.dead_interval_ms {
+        let patience_ms = self.started_ms + self.settings.dead_interval_ms;
+        let reports =
+            |node: &Node| node.alive && !node.reported && self.now_ms < node.progress_ms.saturating_add(REPORTING_MS);
+        let waits = self.now_ms < patience_ms + SETTLE_LIMIT_MS && self.nodes.nodes.iter().any(reports);
+        if all_reported || self.now_ms >= patience_ms && !waits {
             self.repair.settled = true;
             self.cursors.rescan();
         }
@@ -216,17 +250,17 @@ impl Core {
     }
 
     /// Good replicas on live storages that are not about to be deleted.
-    fn live_replicas(&self, id: u64) -> Vec<StorageIndex> {
+    pub(super) fn live_replicas(&self, id: u64) -> Vec<StorageIndex> {
         let all = self.blocks.get(id).map_or(&[][..], |block| block.replicas.as_slice());
         all.iter().copied().filter(|at| self.nodes.is_live(*at) && !self.blocks.is_excess(id, *at)).collect()
     }
 
-    fn count_live(&self, id: u64, replicas: &Replicas) -> usize {
+    pub(super) fn count_live(&self, id: u64, replicas: &Replicas) -> usize {
         let live = |at: &&StorageIndex| self.nodes.is_live(**at) && !self.blocks.is_excess(id, **at);
         replicas.as_slice().iter().filter(live).count()
     }
 
-    fn racks_of(&self, storages: &[StorageIndex]) -> usize {
+    pub(super) fn racks_of(&self, storages: &[StorageIndex]) -> usize {
         let mut racks: Vec<&str> = storages.iter().map(|storage| &*self.nodes.node_of(*storage).rack).collect();
         racks.sort_unstable();
         racks.dedup();
@@ -234,7 +268,7 @@ impl Core {
     }
 
     /// Wanted replicas of a block; `None`: it belongs to no file of the namespace.
-    fn target_of(&self, id: u64) -> Option<usize> {
+    pub(super) fn target_of(&self, id: u64) -> Option<usize> {
         let file = self.blocks.get(id)?.inode;
         Some(usize::from(self.tree.get(file)?.replication))
     }
@@ -251,12 +285,19 @@ impl Core {
         if block.length().is_none() {
             return;
         }
-        let live = self.count_live(id, &block.replicas);
+        let mut live = self.count_live(id, &block.replicas);
+        if live < target {
+            live += self.keep_excess(id);
+        }
+        let pending = self.repair.pending.get(&id).map_or(0, Vec::len);
+        let reachable = if live < target { target.min(self.nodes.usable()) } else { target };
         let risk = if live == 0 {
             Some(MISSING)
         } else if live >= target {
             let one_rack = target > 1 && self.racks_of(&self.live_replicas(id)) < 2 && self.nodes.live_racks() > 1;
             one_rack.then_some(MIS_REPLICATED)
+        } else if live >= reachable {
+            Some(OUT_OF_REACH)
         } else if live == 1 {
             Some(LAST_REPLICA)
         } else {
@@ -266,8 +307,7 @@ impl Core {
             self.repair.to_trim.remove(&id);
             return;
         }
-        let pending = self.repair.pending.get(&id).map_or(0, Vec::len);
-        let schedule = if risk == Some(MIS_REPLICATED) { pending == 0 } else { live + pending < target };
+        let schedule = if risk == Some(MIS_REPLICATED) { pending == 0 } else { live + pending < reachable };
         self.repair.set_risk(id, risk, schedule);
         if live > target && risk != Some(MIS_REPLICATED) {
             self.repair.to_trim.insert(id);
@@ -279,77 +319,24 @@ impl Core {
         }
     }
 
-    /// Bad replicas go once a good one is there.
-    fn delete_bad(&mut self, id: u64) {
-        let current = self.blocks.get(id).map_or(0, |block| block.generation);
-        for bad in self.blocks.bad.get(&id).cloned().unwrap_or_default() {
-            let node = self.nodes.storage(bad.storage).node;
-            let queued = |d: &QueuedDeletion| d.block == id && d.storage == bad.storage;
-            // The same pass may come here again: the last entries of the queue are the ones it could repeat.
-            let repeated = self.nodes.node(node).delete.iter().rev().take(64).any(queued);
-            if bad.generation <= current && self.nodes.is_live(bad.storage) && !repeated {
-                self.queue_deletion(id, bad.generation, bad.storage);
+    /// A block has too few replicas: those that were too many are needed again, unless their deletion is under way.
+    /// Returns how many live ones were won.
+    fn keep_excess(&mut self, id: u64) -> usize {
+        let mut won = 0;
+        for storage in self.blocks.excess.get(&id).cloned().unwrap_or_default() {
+            if !self.nodes.node_of(storage).deleting.contains(id, storage) {
+                self.blocks.unmark_excess(id, storage);
+                won += usize::from(self.nodes.is_live(storage));
             }
         }
+        won
     }
 
-    /// Whether a queued deletion is still right when its node asks.
-    pub(super) fn deletion_holds(&mut self, deletion: &QueuedDeletion) -> bool {
-        let (id, storage) = (deletion.block, deletion.storage);
-        let Some(block) = self.blocks.get(id) else { return true };
-        let live = self.count_live(id, &block.replicas);
-        if self.blocks.is_excess(id, storage) {
-            if live >= self.target_of(id).unwrap_or(1).max(1) {
-                return true;
-            }
-            // Another replica was lost since: this one is needed again.
-            self.blocks.unmark_excess(id, storage);
-            self.reassess(id);
-            return false;
+    /// Looks again at the blocks that need more nodes than there were: there is one more.
+    pub(super) fn more_nodes(&mut self) {
+        if self.repair.out_of_reach > 0 {
+            self.cursors.rescan();
         }
-        let is_bad = self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(|bad| bad.storage == storage));
-        is_bad && live > 0 && deletion.generation <= block.generation
-    }
-
-    /// Marks what is too much of a block and queues its deletion. `false`: it cannot be decided yet.
-    fn trim(&mut self, id: u64) -> bool {
-        let Some(target) = self.target_of(id) else { return true };
-        let mut live = self.live_replicas(id);
-        let sure = |storage: &StorageIndex| {
-            self.nodes.storage(*storage).reported && !self.is_stale(self.nodes.node_of(*storage).heard_ms)
-        };
-        if live.len() > target && !live.iter().all(sure) {
-            return false;
-        }
-        while live.len() > target.max(1) {
-            let victim = self.superfluous(&live);
-            let storage = live.swap_remove(victim);
-            self.blocks.excess.entry(id).or_default().push(storage);
-            self.queue_excess_deletion(id, storage);
-        }
-        true
-    }
-
-    /// Which of these replicas is missed least: racks stay spread, then the fullest storage.
-    fn superfluous(&self, live: &[StorageIndex]) -> usize {
-        let rack = |storage: StorageIndex| &*self.nodes.node_of(storage).rack;
-        let mates = |storage: StorageIndex| live.iter().filter(|other| rack(**other) == rack(storage)).count();
-        let racks = self.racks_of(live);
-        let allowed = |storage: &StorageIndex| racks > 2 || mates(*storage) > 1 || racks == live.len();
-        let score = |storage: StorageIndex| {
-            let entry = self.nodes.storage(storage);
-            let free = (u128::from(entry.remaining) << 20) / u128::from(entry.capacity.max(1));
-            // On one rack with another replica first, then the fullest, then the youngest storage.
-            (std::cmp::Reverse(mates(storage)), free, std::cmp::Reverse(storage))
-        };
-        let candidates = live.iter().enumerate().filter(|(_, storage)| allowed(storage));
-        candidates.min_by_key(|(_, storage)| score(**storage)).map_or(0, |(at, _)| at)
-    }
-
-    /// The node shall delete this superfluous replica.
-    pub(super) fn queue_excess_deletion(&mut self, id: u64, storage: StorageIndex) {
-        let generation = self.blocks.get(id).map_or(0, |block| block.generation);
-        self.queue_deletion(id, generation, storage);
     }
 
     /// Orders copies by risk and trims, as far as one turn and the nodes' caps go.
@@ -360,12 +347,21 @@ impl Core {
         if self.now_ms >= self.repair.deferred_since_ms + DEFER_MS {
             self.wake_deferred();
         }
-        for _ in 0..self.settings.repairs_per_turn {
-            let Some((_, id)) = self.repair.queue.pop_first() else { break };
-            if !self.copy_block(turn, id) {
-                self.repair.deferred.push(id);
+        let (mut tried, mut crowded) = (0, Vec::new());
+        while tried < self.settings.repairs_per_turn && crowded.len() < self.settings.repairs_per_turn {
+            let Some((risk, id)) = self.repair.queue.pop_first() else { break };
+            tried += 1;
+            match self.copy_block(turn, id) {
+                Copying::NoCapacity => {
+                    // It keeps its place: the next free node is for it, not for one that is less at risk.
+                    crowded.push((risk, id));
+                    tried -= 1;
+                }
+                Copying::NoTarget => self.repair.deferred.push(id),
+                Copying::Done => {}
             }
         }
+        self.repair.queue.extend(crowded);
         for _ in 0..self.settings.cursor_budget {
             let Some(id) = self.repair.to_trim.pop_first() else { break };
             if !self.trim(id) {
@@ -382,17 +378,17 @@ impl Core {
         }
     }
 
-    /// Orders the missing copies of one block; `false`: not all of them found a source and a target.
-    fn copy_block(&mut self, turn: &mut Turn<'_>, id: u64) -> bool {
-        let (Some(block), Some(target)) = (self.blocks.get(id), self.target_of(id)) else { return true };
-        let (generation, Some(length)) = (block.generation, block.length()) else { return true };
+    /// Orders the missing copies of one block.
+    fn copy_block(&mut self, turn: &mut Turn<'_>, id: u64) -> Copying {
+        let (Some(block), Some(target)) = (self.blocks.get(id), self.target_of(id)) else { return Copying::Done };
+        let (generation, Some(length)) = (block.generation, block.length()) else { return Copying::Done };
         let live = self.live_replicas(id);
         let pending: Vec<StorageIndex> =
             self.repair.pending.get(&id).into_iter().flatten().map(|copy| copy.target).collect();
         // A block on too few racks gets one copy more; then one is trimmed.
         let count = target.saturating_sub(live.len() + pending.len()).max(usize::from(live.len() >= target));
         if count == 0 || live.is_empty() {
-            return true;
+            return Copying::Done;
         }
         let cap = self.settings.max_repairs_per_node;
         let source = live
@@ -400,25 +396,26 @@ impl Core {
             .map(|storage| self.nodes.storage(*storage).node)
             .filter(|node| self.nodes.node(*node).repairs < cap)
             .min_by_key(|node| (self.is_stale(self.nodes.node(*node).heard_ms), self.nodes.node(*node).load(), *node));
-        let Some(source) = source else { return false };
-        let targets = self.repair_targets(turn, id, count, &live, &pending);
-        let enough_racks = live.len() < target || {
-            let all: Vec<StorageIndex> = live.iter().chain(&targets).copied().collect();
-            self.racks_of(&all) > 1
+        let Some(source) = source else { return Copying::NoCapacity };
+        let helps = |targets: &[StorageIndex]| {
+            let all: Vec<StorageIndex> = live.iter().chain(targets).copied().collect();
+            !targets.is_empty() && (live.len() < target || self.racks_of(&all) > 1)
         };
-        if targets.is_empty() || !enough_racks {
-            return false;
+        let targets = self.repair_targets(turn, id, (count, Some(cap)), &live, &pending);
+        if !helps(&targets) {
+            let without_caps = self.repair_targets(turn, id, (count, None), &live, &pending);
+            return if helps(&without_caps) { Copying::NoCapacity } else { Copying::NoTarget };
         }
         let missing = targets.len() < count;
         self.order_copy(id, generation, length, source, targets);
-        !missing
+        if missing { Copying::NoTarget } else { Copying::Done }
     }
 
     fn repair_targets(
         &self,
         turn: &mut Turn<'_>,
         id: u64,
-        count: usize,
+        (count, repair_cap): (usize, Option<u32>),
         live: &[StorageIndex],
         pending: &[StorageIndex],
     ) -> Vec<StorageIndex> {
@@ -439,7 +436,7 @@ impl Core {
             excluded: &excluded,
             local: None,
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
-            repair_cap: Some(self.settings.max_repairs_per_node),
+            repair_cap,
         };
         placement::choose(&self.nodes, &wanted, &mut turn.random)
     }

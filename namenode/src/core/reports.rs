@@ -67,6 +67,7 @@ impl Core {
     fn replica_removed(&mut self, node: NodeIndex, removed: &pb::ReplicaRemoved) -> Result<(), Error> {
         let storage = self.own_storage(node, &removed.storage_id, &removed.pool)?;
         let id = removed.id as u64;
+        self.nodes.node_mut(node).deleting.forget(id, storage);
         let is_bad = self.blocks.bad.get(&id).and_then(|list| list.iter().find(|bad| bad.storage == storage));
         if is_bad.is_some_and(|bad| removed.generation == 0 || bad.generation <= removed.generation) {
             self.blocks.forget_bad(id, storage);
@@ -98,6 +99,7 @@ impl Core {
         }
         let now_ms = self.now_ms;
         self.nodes.node_mut(node).asked_full_ms = Some(now_ms);
+        self.nodes.node_mut(node).progress_ms = now_ms;
         // Ids of ours are positive: what a range says of the others cannot be forgotten either.
         if last > 0 {
             let known = self.nodes.storage(storage).blocks.range(first.max(0) as u64, last as u64, usize::MAX);
@@ -111,9 +113,10 @@ impl Core {
         }
         for replica in &range.replicas {
             self.take_replica(storage, replica);
-            if self.blocks.is_excess(replica.id as u64, storage) {
+            let id = replica.id as u64;
+            if self.blocks.is_excess(id, storage) && !self.nodes.node(node).deleting.contains(id, storage) {
                 // It was to be deleted and is still there: say it again.
-                self.queue_excess_deletion(replica.id as u64, storage);
+                self.queue_excess_deletion(id, storage);
             }
         }
         if range.last_of_storage {
@@ -128,6 +131,8 @@ impl Core {
 
     /// Everything known of a block on a storage is void.
     pub(super) fn forget_replica(&mut self, id: u64, storage: StorageIndex) {
+        let node = self.nodes.storage(storage).node;
+        self.nodes.node_mut(node).deleting.forget(id, storage);
         self.blocks.forget_bad(id, storage);
         if let Some(open) = self.blocks.open.get_mut(&id) {
             open.seen.retain(|seen| seen.storage != storage);
@@ -148,7 +153,12 @@ impl Core {
     fn take_replica(&mut self, storage: StorageIndex, replica: &pb::ReplicaReport) {
         let id = replica.id as u64;
         let Some(block) = self.blocks.get(id).filter(|_| replica.id > 0) else {
-            self.queue_deletion(id, replica.generation, storage);
+            if id > self.counters.block || replica.generation > self.counters.generation {
+                // This namenode was started with old metadata: it cannot tell what is superfluous.
+                self.repair.future_replicas += 1;
+            } else {
+                self.queue_deletion(id, replica.generation, storage);
+            }
             return;
         };
         let state = replica.state();

@@ -3,7 +3,8 @@
 //! # Overview
 //! Key: (client id, call id). A call that still waits is kept too: its duplicate waits with it. Errors are not kept: the
 //! call changed nothing, so it may run again. A client tells its lowest unanswered call id with each call, which frees
-//! everything below. What nobody frees goes by age or when the cache is full, oldest first.
+//! everything below. What nobody frees goes by age or when the cache is full, oldest first. A client id belongs to the
+//! user who used it first; nobody else gets its answers.
 //!
 //! # Restart
 //! Edits carry client id and call id, so replay brings answers back; images carry the newest ones.
@@ -36,10 +37,17 @@ enum Entry {
     Done { answer: Vec<u8>, depends_on: TxId },
 }
 
+#[derive(Default)]
+struct Client {
+    /// `None`: only known from the log, which names no users.
+    user: Option<Box<str>>,
+    calls: BTreeMap<u64, Entry>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct RetryCache {
-    clients: FixedMap<Bytes, BTreeMap<u64, Entry>>,
+    clients: FixedMap<Bytes, Client>,
     /// Answers in order of time, for age and bound; may name entries that are gone.
     order: VecDeque<(u64, Bytes, u64)>,
     entries: usize,
@@ -52,9 +60,14 @@ impl RetryCache {
         self.entries
     }
 
+    /// Whether this user may use this client id.
+    pub fn belongs_to(&self, client: &[u8], user: &str) -> bool {
+        self.clients.get(client).and_then(|known| known.user.as_deref()).is_none_or(|owner| owner == user)
+    }
+
     /// The client has all answers below this call id.
     pub fn release(&mut self, client: &[u8], lowest_unanswered: u64) {
-        let Some(calls) = self.clients.get_mut(client) else { return };
+        let Some(Client { calls, .. }) = self.clients.get_mut(client) else { return };
         while let Some(first) = calls.first_entry() {
             if *first.key() >= lowest_unanswered || matches!(first.get(), Entry::Running(_)) {
                 break;
@@ -68,8 +81,10 @@ impl RetryCache {
     }
 
     /// Looks a call up; a new one is noted as running.
-    pub fn begin(&mut self, key: &CallKey, reply: ReplyTo) -> Known {
-        let calls = self.clients.entry(key.0.clone()).or_default();
+    pub fn begin(&mut self, key: &CallKey, user: &str, reply: ReplyTo) -> Known {
+        let client = self.clients.entry(key.0.clone()).or_default();
+        client.user.get_or_insert_with(|| user.into());
+        let calls = &mut client.calls;
         match calls.get_mut(&key.1) {
             None => {
                 calls.insert(key.1, Entry::Running(Vec::new()));
@@ -86,7 +101,7 @@ impl RetryCache {
 
     /// A call has its answer (`None`: it failed). Returns the duplicates that waited.
     pub fn finish(&mut self, key: &CallKey, answer: Option<(Vec<u8>, TxId)>, now_ms: u64) -> Vec<ReplyTo> {
-        let calls = self.clients.entry(key.0.clone()).or_default();
+        let calls = &mut self.clients.entry(key.0.clone()).or_default().calls;
         let waiting = match calls.remove(&key.1) {
             Some(Entry::Running(waiting)) => waiting,
             Some(Entry::Done { .. }) => Vec::new(),
@@ -114,7 +129,7 @@ impl RetryCache {
     pub fn expire(&mut self, now_ms: u64, age_ms: u64, bound: usize) {
         while let Some((at, client, call)) = self.order.front() {
             let gone = match self.clients.get(client) {
-                Some(calls) => !matches!(calls.get(call), Some(Entry::Done { .. })),
+                Some(client) => !matches!(client.calls.get(call), Some(Entry::Done { .. })),
                 None => true,
             };
             if !gone && at + age_ms > now_ms && self.entries <= bound {
@@ -124,13 +139,11 @@ impl RetryCache {
                 }
                 return;
             }
-            if !gone {
-                if let Some(calls) = self.clients.get_mut(client) {
-                    calls.remove(call);
-                    self.entries -= 1;
-                    if calls.is_empty() {
-                        self.clients.remove(client);
-                    }
+            if !gone && let Some(Client { calls, .. }) = self.clients.get_mut(client) {
+                calls.remove(call);
+                self.entries -= 1;
+                if calls.is_empty() {
+                    self.clients.remove(client);
                 }
             }
             self.order.pop_front();
@@ -144,7 +157,8 @@ impl RetryCache {
 
     fn tidy(&mut self) {
         let clients = &self.clients;
-        self.order.retain(|(_, client, call)| clients.get(client).is_some_and(|calls| calls.contains_key(call)));
+        self.order
+            .retain(|(_, client, call)| clients.get(client).is_some_and(|client| client.calls.contains_key(call)));
     }
 
     /// The newest answers, at most `limit`, oldest first, for an image.
@@ -153,7 +167,7 @@ impl RetryCache {
             .order
             .iter()
             .rev()
-            .filter_map(|(_, client, call)| match self.clients.get(client)?.get(call)? {
+            .filter_map(|(_, client, call)| match self.clients.get(client)?.calls.get(call)? {
                 Entry::Done { answer, .. } => Some((&**client, *call, &**answer)),
                 Entry::Running(_) => None,
             })
@@ -236,17 +250,18 @@ mod tests {
     fn duplicates_wait_then_get_the_first_answer() {
         let mut cache = RetryCache::default();
         let key = (Bytes::from(vec![1; 16]), 5);
-        assert!(matches!(cache.begin(&key, ReplyTo(1)), Known::New));
-        assert!(matches!(cache.begin(&key, ReplyTo(2)), Known::Waits));
+        assert!(matches!(cache.begin(&key, "ann", ReplyTo(1)), Known::New));
+        assert!(matches!(cache.begin(&key, "ann", ReplyTo(2)), Known::Waits));
         assert_eq!(cache.finish(&key, Some((vec![9], TxId(3))), 0), [ReplyTo(2)]);
-        assert!(matches!(cache.begin(&key, ReplyTo(3)), Known::Answered(answer, TxId(3)) if answer == [9]));
+        assert!(matches!(cache.begin(&key, "ann", ReplyTo(3)), Known::Answered(answer, TxId(3)) if answer == [9]));
+        assert!(cache.belongs_to(&key.0, "ann") && !cache.belongs_to(&key.0, "bob"));
         cache.release(&key.0, 5);
         assert_eq!(cache.len(), 1);
         cache.release(&key.0, 6);
         assert_eq!(cache.len(), 0);
-        assert!(matches!(cache.begin(&key, ReplyTo(4)), Known::New));
+        assert!(matches!(cache.begin(&key, "ann", ReplyTo(4)), Known::New));
         assert!(cache.finish(&key, None, 0).is_empty());
-        assert!(matches!(cache.begin(&key, ReplyTo(5)), Known::New));
+        assert!(matches!(cache.begin(&key, "ann", ReplyTo(5)), Known::New));
     }
 
     #[test]

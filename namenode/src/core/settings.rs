@@ -120,7 +120,7 @@ impl CoreSettings {
         range("max_block_size", self.max_block_size, BLOCK_SIZE_UNIT, MAX_BLOCK_SIZE)?;
         range("min_block_size", self.min_block_size, 1, self.max_block_size)?;
         range("default_block_size", self.default_block_size, self.min_block_size, self.max_block_size)?;
-        if self.default_block_size % BLOCK_SIZE_UNIT != 0 {
+        if !self.default_block_size.is_multiple_of(BLOCK_SIZE_UNIT) {
             return Err(format!("default_block_size = {} is no multiple of 512", self.default_block_size));
         }
         let day = 24 * 3_600_000;

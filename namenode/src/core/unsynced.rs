@@ -34,10 +34,10 @@ impl Unsynced {
     /// wait a little longer).
     #[inline]
     pub fn touch(&self, id: u64) {
-        if !self.newest.is_empty() {
-            if let Some(txid) = self.newest.get(&id) {
-                self.depend(*txid);
-            }
+        if !self.newest.is_empty()
+            && let Some(txid) = self.newest.get(&id)
+        {
+            self.depend(*txid);
         }
     }
 

@@ -25,6 +25,8 @@ impl Core {
         let expired = |message: String, path: String| Error::new(ErrorCode::LeaseExpired, message).with_subject(path);
         let none = format!("Holder {holder} does not have any open files.");
         if !self.tree.is_reachable(file) {
+            // The edit that took it away is not known any more.
+            self.unsynced.depend(self.last_txid);
             let message = format!("No lease on inode {file}: File does not exist. {none}");
             return Err(expired(message, String::new()));
         }
@@ -129,21 +131,28 @@ impl Core {
         self.check_not_safemode("add block to", &path)?;
         self.check_lease(file, &request.client_name)?;
         let fresh = self.new_lengths(file, &request.committed)?;
-        self.commit_lengths(turn, file, fresh)?;
         let blocks = self.tree.get(file).map(|inode| inode.blocks().to_vec()).unwrap_or_default();
         let index = request.block_index as usize;
+        // Only blocks at the end may be open, also after this call.
+        let said = |id: u64| fresh.iter().any(|entry| entry.block_id as u64 == id);
+        let stays_open = |id: u64| self.blocks.open.contains_key(&id) && !said(id);
+        if let Some(pair) = blocks.windows(2).find(|pair| said(pair[1]) && stays_open(pair[0])) {
+            let message = format!("Block {} of {path} must be committed before block {}", pair[0], pair[1]);
+            return Err(self.invalid(file, message));
+        }
         if index > blocks.len() || index + 1 < blocks.len() {
             return Err(self.invalid(file, format!("{path} has {} blocks; block {index} cannot be next", blocks.len())));
         }
         if index >= 2 {
             let earlier = blocks[index - 2];
-            if self.blocks.open.contains_key(&earlier) {
+            if stays_open(earlier) {
                 let message = format!("Block {earlier} of {path} must be committed before block {index} is added");
                 return Err(self.invalid(file, message));
             }
-            if !self.is_written(earlier, None) {
-                return Ok(Progress::Wait);
-            }
+        }
+        self.commit_lengths(turn, file, fresh)?;
+        if index >= 2 && !self.is_written(blocks[index - 2], None) {
+            return Ok(Progress::Wait);
         }
         if let Some(id) = blocks.get(index) {
             return self.repeat_block(turn, caller, request, *id).map(Progress::Done);

@@ -1,7 +1,7 @@
 //! Images: the whole state at one transaction, so that a start need not replay everything since the beginning.
 //!
 //! # Overview
-//! * [`format`]: the bytes
+//! * [`mod@format`]: the bytes
 //! * [`ImageWriter`]: writes pages into all metadata directories
 //! * [`read_image`]: reads one and checks every byte
 //! * [`Imager`]: the thread that compresses and writes, fed by the owner of the core through a bounded channel

@@ -1,7 +1,7 @@
 //! The edit log: every change of the namespace, in order, durable before anybody hears of it.
 //!
 //! # Overview
-//! * [`format`]: the bytes of a segment, and what tells a torn tail from damage
+//! * [`mod@format`]: the bytes of a segment, and what tells a torn tail from damage
 //! * [`dirs`]: metadata directories, their `VERSION`, their lock, the set
 //! * [`reader`]: strict reading at start
 //! * [`writer`]: appending to all directories of the set
@@ -13,7 +13,7 @@
 //! of the core (who waits for room in the queue when the disk is behind).
 //!
 //! # Crash
-//! See [`format`]. What was published as durable is read back by [`reader::read_log`].
+//! See [`mod@format`]. What was published as durable is read back by [`reader::read_log`].
 //!
 //! # Cancellation
 //! The thread ends when its [`Journal`] is closed or dropped; what was appended before is flushed first.

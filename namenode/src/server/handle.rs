@@ -50,8 +50,8 @@ impl OwnerRef {
     }
 
     /// Writes an image.
-    pub async fn checkpoint(&self) -> Result<pb::CheckpointResponse> {
-        self.ask(|answer| Inbox::Checkpoint { answer }).await
+    pub async fn checkpoint(&self, caller: Caller) -> Result<pb::CheckpointResponse> {
+        self.ask(|answer| Inbox::Checkpoint { caller, answer }).await
     }
 
     async fn ask<T>(&self, message: impl FnOnce(Answer<T>) -> Inbox) -> Result<T> {

@@ -188,7 +188,7 @@ fn serve_rpc(
         stop: stopped.clone(),
     };
     let groups = groups::Groups::new(env.clone(), settings.groups_cache_ms);
-    let service = service::Service::new(owner.clone(), groups, &settings.supergroup);
+    let service = service::Service::new(owner.clone(), groups);
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(settings.calls_per_connection)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))

@@ -25,6 +25,7 @@ use std::time::Duration;
 use cairn_common::Env;
 use cairn_proto::ids::TxId;
 use cairn_proto::{Error, ErrorCode, Result, pb};
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{Checkpoint, CheckpointKnobs};
@@ -97,6 +98,8 @@ pub enum Inbox {
     },
     /// Write an image.
     Checkpoint {
+        /// Who; only a superuser may.
+        caller: Caller,
         /// Where the answer goes.
         answer: Answer<pb::CheckpointResponse>,
     },
@@ -176,6 +179,8 @@ struct Owner {
     batch: Batch,
     /// Callers that want an image.
     images_asked: Vec<Answer<pb::CheckpointResponse>>,
+    /// Whether replicas from the future were complained about.
+    warned: bool,
     stopping: bool,
 }
 
@@ -209,12 +214,22 @@ pub async fn run(core: Core, parts: OwnerParts) -> Result<()> {
                     end = Err(log_failure(&status));
                     break;
                 },
-                taken = inbox.recv_many(&mut events, EVENTS_PER_TURN) => owner.take_all(taken, &mut events),
-                room = imager.room(), if checkpoint.wants_room(owner.hold.durable()) => {
-                    checkpoint.step(room, &mut owner.core, &env.clock);
-                }
                 written = checkpoint.written() => {
                     checkpoint.finished(written, &mut owner.core, &journal, &env.clock).await;
+                }
+                taken = inbox.recv_many(&mut events, EVENTS_PER_TURN) => {
+                    owner.take_all(taken, &mut events);
+                    // Images and cursors must get on also while the queue is never empty.
+                    let room = imager.room().now_or_never().filter(|_| checkpoint.wants_room(owner.hold.durable()));
+                    if let Some(room) = room {
+                        checkpoint.step(room, &mut owner.core, &env.clock);
+                    }
+                    if owner.core.has_work() {
+                        owner.event(Event::Tick);
+                    }
+                }
+                room = imager.room(), if checkpoint.wants_room(owner.hold.durable()) => {
+                    checkpoint.step(room, &mut owner.core, &env.clock);
                 }
                 () = std::future::ready(()), if has_work => owner.event(Event::Tick),
                 () = env.clock.sleep(Duration::from_millis(next_tick - now_ms)) => {}
@@ -246,6 +261,7 @@ impl Owner {
             closed: Vec::new(),
             batch: Vec::new(),
             images_asked: Vec::new(),
+            warned: false,
             stopping: false,
         }
     }
@@ -286,9 +302,19 @@ impl Owner {
                     self.event(Event::ReportClosed { stream });
                 }
             }
-            Inbox::Checkpoint { answer } => self.images_asked.push(answer),
+            Inbox::Checkpoint { caller, answer } => self.image_asked(caller, answer),
             Inbox::Stop => self.stopping = true,
         }
+    }
+
+    fn image_asked(&mut self, caller: Caller, answer: Answer<pb::CheckpointResponse>) {
+        if self.core.is_superuser(&caller) {
+            return self.images_asked.push(answer);
+        }
+        let user = caller.user;
+        let error = Error::new(ErrorCode::PermissionDenied, format!("user {user} is not a superuser"));
+        // The caller may have gone away.
+        let _ = answer.send(Err(error.with_subject(user)));
     }
 
     fn wait(&mut self, waiter: Waiter) -> ReplyTo {
@@ -369,6 +395,13 @@ impl Owner {
                 self.send(item);
             }
             self.event(Event::Synced { txid: durable });
+        }
+        if !self.warned && self.core.future_replicas() > 0 {
+            self.warned = true;
+            tracing::error!(
+                "datanodes hold blocks that are newer than this namenode's metadata: it was started from old metadata \
+                 directories; those replicas are left alone"
+            );
         }
         let batch = std::mem::take(&mut self.batch);
         if !batch.is_empty() && journal.append(batch).await.is_err() {

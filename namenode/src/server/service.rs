@@ -1,7 +1,6 @@
 //! The gRPC services: they build an event, wait for its answer, and decide nothing.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use cairn_common::net::opening::Peer;
 use cairn_proto::pb::cluster_server::Cluster;
@@ -29,13 +28,12 @@ pub const BARE_GRPC: &str = "grpc";
 pub struct Service {
     owner: OwnerRef,
     groups: Groups,
-    supergroup: Arc<str>,
 }
 
 impl Service {
     /// Services in front of `owner`.
-    pub fn new(owner: OwnerRef, groups: Groups, supergroup: &str) -> Self {
-        Self { owner, groups, supergroup: supergroup.into() }
+    pub fn new(owner: OwnerRef, groups: Groups) -> Self {
+        Self { owner, groups }
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller> {
@@ -51,20 +49,6 @@ impl Service {
         };
         let groups = self.groups.of(&user).await;
         Ok(Caller { user, groups, host: peer.addr.ip().to_string() })
-    }
-
-    /// The superuser is who formatted the cluster, or a member of the supergroup.
-    async fn demand_superuser(&self, caller: Caller) -> Result<()> {
-        if caller.groups.iter().any(|group| **group == *self.supergroup) {
-            return Ok(());
-        }
-        let user = caller.user.clone();
-        let defaults: pb::GetServerDefaultsResponse = self.owner.call(caller, pb::GetServerDefaultsRequest {}).await?;
-        if defaults.superuser == user {
-            return Ok(());
-        }
-        let text = format!("user {user} is not the superuser ({})", defaults.superuser);
-        Err(Error::new(ErrorCode::PermissionDenied, text).with_subject(user))
     }
 }
 
@@ -91,8 +75,7 @@ macro_rules! forward {
                 request: Request<pb::CheckpointRequest>,
             ) -> std::result::Result<Response<pb::CheckpointResponse>, Status> {
                 let caller = self.caller(&request).await?;
-                self.demand_superuser(caller).await?;
-                Ok(Response::new(self.owner.checkpoint().await?))
+                Ok(Response::new(self.owner.checkpoint(caller).await?))
             }
         }
     };

@@ -179,7 +179,7 @@ pub struct LocalArgs {
     /// How many racks they stand in
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub racks: u16,
-    /// Port of the namenode; datanodes listen on the tenth after it. 0: any free ports [default: 8020]
+    /// Port of the namenode; its metrics are on the next one, datanodes on the tenth. 0: any free ports [default: 8020]
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(0..=65_000))]
     pub base_port: Option<u16>,
 }

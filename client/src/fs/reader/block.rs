@@ -18,6 +18,11 @@ use crate::fs::task::Task;
 /// Frames verified by one piece of work, and pieces of work at a time.
 const FRAMES_PER_CHECK: usize = 4;
 const CHECKS_IN_FLIGHT: usize = 4;
+/// How long a node that says it is busy is left alone, and how often that happens before the next replica is tried.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+const BUSY_TRIES: u32 = 4;
+/// The rest of an answer may take this long.
+const FINISH_WAIT: Duration = Duration::from_millis(200);
 
 /// Yields the data of a range of a block, verified, in order; goes on with the next replica where one fails.
 pub(super) struct BlockSource {
@@ -31,6 +36,8 @@ pub(super) struct BlockSource {
     tried: HashSet<String>,
     failures: Vec<String>,
     rounds: u32,
+    /// Where the active replica began.
+    began: u64,
 }
 
 struct Active {
@@ -60,6 +67,7 @@ impl BlockSource {
             tried: HashSet::new(),
             failures: Vec::new(),
             rounds: 0,
+            began: range.start,
         }
     }
 
@@ -124,8 +132,18 @@ impl BlockSource {
         let timeout = Duration::from_millis(inner.settings.read_stall_ms);
         let range = self.position..self.end;
         let token = self.located.token.clone();
-        match FrameStream::open(&inner.datanodes, &replica, &block, range, token, timeout).await {
+        let mut busy_left = BUSY_TRIES;
+        let opened = loop {
+            let (range, token) = (range.clone(), token.clone());
+            match FrameStream::open(&inner.datanodes, &replica, &block, range, token, timeout).await {
+                Err(error) if error.code() == ErrorCode::Busy && busy_left > 0 => busy_left -= 1,
+                opened => break opened,
+            }
+            inner.env.clock.sleep(BUSY_PAUSE).await;
+        };
+        match opened {
             Ok(frames) => {
+                self.began = self.position;
                 let (group, checks) = (Vec::new(), FuturesOrdered::new());
                 self.active = Some(Active { replica, frames, group, checks, ended: false });
             }
@@ -164,6 +182,12 @@ impl BlockSource {
     fn fail(&mut self, error: Error) {
         self.verified.clear();
         if let Some(active) = self.active.take() {
+            if self.position > self.began {
+                // What failed before this progress may be well again; only this one is left alone.
+                self.tried = HashSet::from([active.replica.node_id.clone()]);
+                self.failures.clear();
+                self.rounds = 0;
+            }
             self.blame(&active.replica, error);
         }
     }
@@ -183,7 +207,8 @@ impl BlockSource {
                 // The reader does not wait for it; should it get lost, the datanode's own checks find the damage.
                 tokio::spawn(async move { fs.report_bad_replica(request).await });
             }
-            ErrorKind::Unavailable => inner.datanodes.avoid(replica),
+            // A busy node lives, and soon has time.
+            ErrorKind::Unavailable if error.code() != ErrorCode::Busy => inner.datanodes.avoid(replica),
             _ => {}
         }
         self.failures.push(format!("{}: {error}", node_name(replica)));
@@ -192,11 +217,13 @@ impl BlockSource {
     /// Keeps the connection if the answer ends here.
     async fn finish(&mut self) {
         let Some(mut active) = self.active.take() else { return };
-        // At most the frames up to the next entry of the block's index follow; reading them is cheaper than a new connection.
-        if let Ok(None) = active.frames.next().await
+        // At most the frames up to the next entry of the block's index follow; reading them is cheaper than a new connection, but the
+        // caller has all that it wants, and waits.
+        let inner = &self.file.fs.inner;
+        if let Ok(Ok(None)) = inner.env.clock.timeout(FINISH_WAIT, active.frames.next()).await
             && let Some(conn) = active.frames.into_idle()
         {
-            self.file.fs.inner.datanodes.keep(&active.replica.address, conn);
+            inner.datanodes.keep(&active.replica.address, conn);
         }
     }
 }

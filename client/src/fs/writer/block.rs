@@ -19,6 +19,7 @@
 //! a node that was left out can never count as a replica of the block.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +44,10 @@ const FRAMES_PER_SEAL: usize = 4;
 const SEALS_IN_FLIGHT: usize = 4;
 /// A writer that has nothing to say shows this often that it lives.
 const HEARTBEAT_MS: u64 = 3_000;
+/// How often a stall is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a node that says it is busy is left alone.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the writer gives to the task of a block.
 pub(super) enum Input {
@@ -242,11 +247,15 @@ impl BlockWriter {
     /// Goes on with the nodes that are left.
     async fn mend(&mut self, failure: Failure) -> Result<Link> {
         let old_generation = self.block.generation;
-        let mut failure = failure;
+        let patience_ms = self.file.fs.settings().finish_stall_ms;
+        let mut failure = Some(failure);
+        let started_ms = self.now_ms();
         loop {
-            self.blame(failure.clone())?;
-            if self.targets.is_empty() {
-                return if self.acked == 0 { self.begin_anew().await } else { Err(self.give_up(&failure.error)) };
+            if let Some(failure) = failure.take() {
+                self.blame(failure.clone())?;
+                if self.targets.is_empty() {
+                    return if self.acked == 0 { self.begin_anew().await } else { Err(self.give_up(&failure.error)) };
+                }
             }
             let generation = self.file.new_generation(&self.block).await?;
             let renewed = Block { generation, ..self.block.clone() };
@@ -258,7 +267,12 @@ impl BlockWriter {
                     self.send_again();
                     return Ok(link);
                 }
-                Err(next) => failure = next,
+                // It lives: its older writer is still busy with the disk. The same nodes are asked again, under a newer generation.
+                Err(next) if next.error.code() == ErrorCode::Busy && self.now_ms() - started_ms < patience_ms => {
+                    tracing::debug!(error = %next.error, "a datanode is busy");
+                    self.file.fs.inner.env.clock.sleep(BUSY_PAUSE).await;
+                }
+                Err(next) => failure = Some(next),
             }
         }
     }
@@ -310,10 +324,18 @@ impl BlockWriter {
     async fn stream(&mut self, link: &mut Link) -> Result<Turn> {
         let clock = self.file.fs.inner.env.clock.clone();
         let mut inputs = Vec::with_capacity(FRAMES_PER_SEAL);
+        // Kept across turns: a stall must not hide behind events that keep coming.
+        let mut look = pin!(clock.sleep(LOOK_EVERY));
         loop {
             let takes_more = !self.finishing && self.sealing.len() < SEALS_IN_FLIGHT;
             tokio::select! {
                 biased;
+                () = &mut look => {
+                    look.set(clock.sleep(LOOK_EVERY));
+                    if let Some(turn) = self.on_time(link) {
+                        return Ok(turn);
+                    }
+                }
                 event = link.events.recv() => {
                     if let Some(turn) = self.on_event(event) {
                         return Ok(turn);
@@ -339,11 +361,6 @@ impl BlockWriter {
                         return Err(Error::new(ErrorCode::Internal, "the writer was dropped"));
                     }
                     self.take(&mut inputs);
-                }
-                () = clock.sleep(Duration::from_millis(500)) => {
-                    if let Some(turn) = self.on_time(link) {
-                        return Ok(turn);
-                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_common::clock::Clock;
 use cairn_common::net::{self, Conn};
-use cairn_proto::dataplane::Marker;
+use cairn_proto::dataplane::{self, Marker};
 use cairn_proto::frame::{FRAME_HEADER_BYTES, Frame};
 use cairn_proto::ids::BlockId;
 use cairn_proto::{Error, ErrorCode, Result, pb};
@@ -94,8 +94,7 @@ impl Link {
             })),
         };
         let mut conn = inner.datanodes.dial(&first.address).await.map_err(at_first)?;
-        // Each hop may wait for its own connection; so long an answer may take, and a little more.
-        let patience = inner.settings.connect_timeout() * (opening.targets.len() as u32 + 1);
+        let patience = dataplane::set_up_patience(inner.settings.connect_timeout(), opening.targets.len());
         let talk = async {
             let sent = net::write_message(&mut conn, &request).await;
             sent.map_err(|error| Error::io(format!("sending to {}", first.address), &error))?;

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_proto::dataplane::MarkerKind;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use pb::CommittedBlock;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::lease::{self, LeaseGuard};
 use super::namenode::Patience;
@@ -59,6 +59,12 @@ struct OpenBlock {
     task: Task<CommittedBlock>,
     taken: u64,
     finish_sent: bool,
+}
+
+/// Room for a piece of data: in the queue of the current block, and in the window.
+struct Place {
+    slot: mpsc::OwnedPermit<Input>,
+    permit: OwnedSemaphorePermit,
 }
 
 impl FileWriter {
@@ -119,6 +125,9 @@ impl FileWriter {
     /// Takes bytes, copying them. Waits while the window is full.
     pub async fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.check()?;
+        self.finish_full().await?;
+        // A call that was given up may have left a whole frame behind.
+        self.push_full().await?;
         while !bytes.is_empty() {
             let room = self.frame_room() - self.buffer.len();
             if self.buffer.capacity() == 0 {
@@ -136,12 +145,16 @@ impl FileWriter {
     /// Takes bytes without copying them, but for what does not fill a frame.
     pub async fn write_bytes(&mut self, mut bytes: Bytes) -> Result<()> {
         self.check()?;
+        self.finish_full().await?;
+        // A call that was given up may have left a whole frame behind.
+        self.push_full().await?;
         while !bytes.is_empty() {
             let room = self.frame_room();
             if self.buffer.is_empty() && bytes.len() >= room {
-                let frame = bytes.split_to(room);
+                let place = self.place(room).await?;
                 self.length += room as u64;
-                self.push(frame).await?;
+                self.put(bytes.split_to(room), place);
+                self.finish_full().await?;
             } else {
                 let part = bytes.split_to((room - self.buffer.len()).min(bytes.len()));
                 self.write(&part).await?;
@@ -169,7 +182,13 @@ impl FileWriter {
             self.finish_block().await?;
         }
         self.await_finishing().await?;
-        self.file.complete(&self.committed).await.map_err(|error| self.file.failed(&error))
+        let completed = self.file.complete(&self.committed).await;
+        let status = completed.map_err(|error| self.file.failed(&error))?;
+        if status.length != self.length {
+            let text = format!("{} bytes were written, but the file has {}", self.length, status.length);
+            return Err(self.file.failed(&Error::new(ErrorCode::Internal, text)));
+        }
+        Ok(status)
     }
 
     /// Gives up: stops writing and deletes the file. Nothing is deleted if the path meanwhile names another file.
@@ -208,23 +227,33 @@ impl FileWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let place = self.place(self.buffer.len()).await?;
         let frame = std::mem::take(&mut self.buffer).freeze();
-        self.push(frame).await
+        self.put(frame, place);
+        self.finish_full().await
     }
 
-    /// Gives a frame's data to the current block, and ends the block when it is full.
-    async fn push(&mut self, data: Bytes) -> Result<()> {
-        let length = data.len();
+    /// Waits until `length` bytes may be given to the current block. The data is taken only then: a caller that stops waiting loses none.
+    async fn place(&mut self, length: usize) -> Result<Place> {
         let wanted = length.min(self.file.fs.settings().write_window_bytes as usize) as u32;
         let Ok(permit) = Arc::clone(&self.window).acquire_many_owned(wanted).await else {
             return self.fail(&Error::new(ErrorCode::Internal, "the window is closed"));
         };
-        let block = self.open_block();
-        if block.input.send(Input::Data(Raw { data, permit })).await.is_err() {
-            return self.ended_early().await;
+        match self.open_block().input.clone().reserve_owned().await {
+            Ok(slot) => Ok(Place { slot, permit }),
+            Err(_) => self.ended_early().await,
         }
-        block.taken += length as u64;
-        if block.taken >= self.file.block_size { self.finish_block().await } else { Ok(()) }
+    }
+
+    fn put(&mut self, data: Bytes, place: Place) {
+        self.open_block().taken += data.len() as u64;
+        place.slot.send(Input::Data(Raw { data, permit: place.permit }));
+    }
+
+    /// Ends the current block if it is full.
+    async fn finish_full(&mut self) -> Result<()> {
+        let full = self.current.as_ref().is_some_and(|block| block.taken >= self.file.block_size);
+        if full { self.finish_block().await } else { Ok(()) }
     }
 
     fn open_block(&mut self) -> &mut OpenBlock {
@@ -244,10 +273,11 @@ impl FileWriter {
     async fn ended_early<T>(&mut self) -> Result<T> {
         // If the block before failed, that is the reason.
         self.await_finishing().await?;
-        let ended = match self.current.take() {
-            Some(block) => block.task.await.err(),
+        let ended = match &mut self.current {
+            Some(block) => (&mut block.task).await.err(),
             None => None,
         };
+        self.current = None;
         let unknown = || Error::new(ErrorCode::Internal, "a block ended early");
         let error = ended.unwrap_or_else(unknown);
         self.fail(&error)
@@ -282,6 +312,7 @@ impl FileWriter {
 
     async fn mark(&mut self, kind: MarkerKind) -> Result<()> {
         self.check()?;
+        self.finish_full().await?;
         self.push_rest().await?;
         self.await_finishing().await?;
         let Some(block) = &mut self.current else { return Ok(()) };

@@ -247,11 +247,7 @@ async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &R
         // The panic's own message is in the log.
         Err(panic) => Failed::from(Error::new(ErrorCode::TaskFailed, format!("the task panicked: {panic}"))),
     };
-    Report::Failure(pb::TaskFailure {
-        error: Some(failed.error.to_wire()),
-        lost: failed.lost,
-        ..Default::default()
-    })
+    Report::Failure(pb::TaskFailure { error: Some(failed.error.to_wire()), lost: failed.lost, ..Default::default() })
 }
 
 async fn run(context: Arc<Context>, order: pb::WorkerTask, progress: Arc<Progress>) -> Result<pb::TaskSuccess, Failed> {

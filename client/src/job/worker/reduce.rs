@@ -5,15 +5,11 @@ use std::sync::Arc;
 use cairn_proto::pb;
 
 use super::{Context, Failed, Task, shuffle, success};
-use crate::mapreduce::reduce::{self, Scratch};
 use crate::mapreduce::counter;
+use crate::mapreduce::reduce::{self, Scratch};
 
 /// Runs it.
-pub async fn run(
-    context: &Context,
-    task: Task,
-    inputs: Vec<pb::MapOutputLocation>,
-) -> Result<pb::TaskSuccess, Failed> {
+pub async fn run(context: &Context, task: Task, inputs: Vec<pb::MapOutputLocation>) -> Result<pb::TaskSuccess, Failed> {
     let fetched = shuffle::fetch_all(context, &task, inputs).await?;
     let program = Arc::clone(&context.program);
     let (shares, scratch) = (context.shares, Scratch { fs: Arc::clone(&context.env.fs), dir: task.work_dir });

@@ -52,11 +52,7 @@ impl Budget {
 }
 
 /// Fetches everything, or says which outputs are lost.
-pub async fn fetch_all(
-    context: &Context,
-    task: &Task,
-    inputs: Vec<pb::MapOutputLocation>,
-) -> Result<Fetched, Failed> {
+pub async fn fetch_all(context: &Context, task: &Task, inputs: Vec<pb::MapOutputLocation>) -> Result<Fetched, Failed> {
     let mut by_node: BTreeMap<String, Vec<pb::MapOutputLocation>> = BTreeMap::new();
     for input in inputs {
         by_node.entry(input.address.clone()).or_default().push(input);
@@ -115,7 +111,9 @@ impl FromNode<'_> {
             }
             match self.patiently(&input).await {
                 Ok(one) => got.extend(one),
-                Err(error) if error.code() == ErrorCode::DiskFull || error.code() == ErrorCode::Io => return Err(error),
+                Err(error) if error.code() == ErrorCode::DiskFull || error.code() == ErrorCode::Io => {
+                    return Err(error);
+                }
                 Err(error) => {
                     // A node that cannot be reached does not get another round of attempts per map.
                     if matches!(error.code(), ErrorCode::Unreachable | ErrorCode::TimedOut) {

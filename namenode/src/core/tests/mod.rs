@@ -5,6 +5,7 @@ mod namespace;
 mod nodes;
 mod replay;
 mod speed;
+mod trash;
 mod writing;
 
 use std::collections::BTreeMap;

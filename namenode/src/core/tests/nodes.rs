@@ -91,6 +91,9 @@ fn the_last_replica_goes_first_and_caps_hold() {
         })
         .collect();
     assert!(!first.is_empty() && first.iter().all(|id| single.contains(id)), "{first:?} of {single:?}");
+    // Those that found no free node kept their places, and got their turn.
+    world.pass(30_000);
+    assert_eq!((world.cluster().under_replicated, world.core.repair.queue_len()), (0, 0));
 }
 
 #[test]
@@ -131,8 +134,11 @@ fn a_restart_waits_for_blocks_then_for_nodes() {
     for at in 0..20 {
         blocks.extend(world.write(&format!("/f{at}"), 2, 1));
     }
-    // An unknown replica and one too many lie there already.
-    world.nodes[0].held.insert(9_999_999_999, (1, 1, pb::ReplicaState::Finalized));
+    // An unknown replica lies there already, and two that this namenode cannot judge: it never got so far.
+    let (unknown, future) = (BlockId::BASE.0 as u64, 9_999_999_999);
+    world.nodes[0].held.insert(unknown, (1, 1, pb::ReplicaState::Finalized));
+    world.nodes[0].held.insert(future, (1, 1, pb::ReplicaState::Finalized));
+    world.nodes[0].held.insert(unknown - 1, (1_000_000, 1, pb::ReplicaState::Finalized));
     world.restart();
     world.orders.clear();
     let report = world.cluster();
@@ -163,7 +169,9 @@ fn a_restart_waits_for_blocks_then_for_nodes() {
     for id in blocks {
         assert_eq!(holders(&world, id).len(), 2);
     }
-    assert!(!world.nodes[0].held.contains_key(&9_999_999_999), "the unknown replica is gone");
+    assert!(!world.nodes[0].held.contains_key(&unknown), "the unknown replica is gone");
+    assert!(world.nodes[0].held.contains_key(&future) && world.nodes[0].held.contains_key(&(unknown - 1)));
+    assert!(world.core.future_replicas() > 0);
 }
 
 #[test]
@@ -292,6 +300,143 @@ fn a_lost_volume_and_stale_nodes() {
     world.nodes[at].up = false;
     world.pass(3_000);
     assert_eq!(holders(&world, id).len(), 3);
+    // The disk comes back with another block: only a new full report tells.
+    let (other, generation) = (world.write("/g", 1, 1)[0], world.core.counters.generation);
+    let holder = holders(&world, other)[0];
+    world.remove(holder, other, generation);
+    world.nodes[at].held.insert(other, (generation, BLOCK, pb::ReplicaState::Finalized));
+    world.nodes[at].up = true;
+    world.pass(2_000);
+    assert_eq!(world.locations("/g")[0].replicas.len(), 1);
+}
+
+fn setrep(world: &mut World, path: &str, replication: u32) {
+    let request = pb::SetReplicationRequest { path: path.into(), replication, call: None };
+    world.call::<pb::SetReplicationResponse>("root", request).unwrap();
+    world.step(1);
+}
+
+/// Heartbeats of all nodes whose orders are lost on the way; returns who was told to delete.
+fn lost_orders(world: &mut World) -> Vec<usize> {
+    let told = (0..world.nodes.len()).filter(|at| {
+        let orders = if world.nodes[*at].up { world.heartbeat(*at).unwrap() } else { Vec::new() };
+        orders.iter().any(|order| matches!(order, Order::Delete(_)))
+    });
+    told.collect()
+}
+
+#[test]
+fn a_lost_deletion_order_is_given_again() {
+    let mut world = cluster();
+    let id = world.write("/f", 2, 1)[0];
+    setrep(&mut world, "/f", 1);
+    assert_eq!(lost_orders(&mut world).len(), 1);
+    world.pass(50_000);
+    assert_eq!(holders(&world, id).len(), 2, "not at once");
+    world.pass(15_000);
+    assert_eq!(holders(&world, id).len(), 1);
+}
+
+#[test]
+fn a_superfluous_replica_is_kept_when_it_is_needed_again() {
+    let mut world = cluster();
+    let id = world.write("/f", 2, 1)[0];
+    let generation = world.core.counters.generation;
+    setrep(&mut world, "/f", 1);
+    let spare = lost_orders(&mut world)[0];
+    let other = holders(&world, id).into_iter().find(|at| *at != spare).unwrap();
+    world.remove(other, id, generation);
+    assert_eq!(world.locations("/f")[0].replicas.len(), 1, "better than none");
+    world.pass(70_000);
+    assert_eq!((holders(&world, id), world.cluster().missing), (vec![spare], 0));
+    // Its node may still come across the old order: it is no reason to delete another one.
+    world.hold(other, id, (generation, BLOCK, pb::ReplicaState::Finalized));
+    world.pass(3_000);
+    assert_eq!(holders(&world, id), [other]);
+}
+
+#[test]
+fn nothing_is_deleted_on_the_word_of_a_silent_node() {
+    let mut world = cluster();
+    let id = world.write("/f", 2, 1)[0];
+    setrep(&mut world, "/f", 1);
+    let excess = world.core.blocks.excess[&id][0] as usize;
+    let other = holders(&world, id).into_iter().find(|at| *at != excess).unwrap();
+    // The node that is to keep its replica falls silent before the order leaves.
+    for _ in 0..12 {
+        for at in (0..6).filter(|at| ![excess, other].contains(at)) {
+            world.heartbeat(at).unwrap();
+        }
+        world.step(500);
+    }
+    assert!(!world.heartbeat(excess).unwrap().iter().any(|order| matches!(order, Order::Delete(_))));
+    world.pass(2_000);
+    assert_eq!(holders(&world, id), [other]);
+}
+
+#[test]
+fn nonsense_in_a_heartbeat_does_no_harm() {
+    let mut world = cluster();
+    for at in 0..6 {
+        let full =
+            pb::StorageInfo { capacity: u64::MAX, used: u64::MAX, remaining: u64::MAX, ..world.infos(at)[0].clone() };
+        let request = pb::HeartbeatRequest {
+            node_id: world.nodes[at].id.clone(),
+            registration: world.nodes[at].registration,
+            storages: vec![full],
+            active_transfers: u32::MAX,
+            task_slots: u32::MAX,
+            tasks_running: u32::MAX,
+            epoch: 1,
+        };
+        world.event(Event::Heartbeat { reply: ReplyTo(77), request });
+        assert!(world.answer(77).unwrap().is_ok());
+    }
+    world.write("/f", 3, 2);
+    assert_eq!(world.cluster().capacity, u64::MAX);
+}
+
+#[test]
+fn blocks_beyond_the_number_of_nodes_wait_for_a_node() {
+    let mut world = World::new();
+    world.node_up("n0", "/r0");
+    world.node_up("n1", "/r1");
+    let id = world.write("/f", 3, 1)[0];
+    world.pass(12_000);
+    assert_eq!((world.cluster().under_replicated, world.core.repair.queue_len()), (1, 0));
+    world.node_up("n2", "/r1");
+    world.pass(5_000);
+    assert_eq!((holders(&world, id).len(), world.cluster().under_replicated), (3, 0));
+}
+
+#[test]
+fn a_report_under_way_is_waited_for_beyond_the_dead_interval() {
+    let mut world = cluster();
+    let id = world.write("/f", 1, 1)[0];
+    let at = holders(&world, id)[0];
+    world.write("/g", 3, 1);
+    world.restart();
+    world.orders.clear();
+    for other in (0..6).filter(|other| *other != at) {
+        world.node_up(&format!("n{other}"), &format!("/r{}", other / 2));
+    }
+    world.call::<pb::SafeModeResponse>("root", pb::SafeModeRequest { action: 2 }).unwrap();
+    world.nodes[at].up = false;
+    world.pass(25_000);
+    // It registers late, and its report takes its time.
+    world.register(at).unwrap();
+    for _ in 0..20 {
+        world.beat();
+        world.heartbeat(at).unwrap();
+        world.step(500);
+    }
+    assert!(!world.core.repair.settled());
+    world.open_stream(at);
+    world.full_report(at);
+    world.nodes[at].up = true;
+    world.pass(1_000);
+    assert!(world.core.repair.settled() && world.cluster().missing == 0);
+    assert!(world.orders.iter().all(|(_, order)| !matches!(order, Order::Replicate(_))));
 }
 
 #[test]
@@ -303,6 +448,7 @@ fn strangers_and_newer_epochs_are_refused() {
         protocol_version: 1,
         ..Default::default()
     };
+    let disk = |id: &str| pb::StorageInfo { storage_id: id.into(), ..Default::default() };
     for (request, expected) in [
         (pb::RegisterRequest { cluster_id: "other".into(), ..base.clone() }, ErrorCode::WrongCluster),
         (pb::RegisterRequest { pool_id: "other".into(), ..base.clone() }, ErrorCode::WrongCluster),
@@ -310,6 +456,9 @@ fn strangers_and_newer_epochs_are_refused() {
         (pb::RegisterRequest { protocol_version: 9, ..base.clone() }, ErrorCode::UnsupportedVersion),
         (pb::RegisterRequest { node_id: String::new(), ..base.clone() }, ErrorCode::InvalidArgument),
         (pb::RegisterRequest { storages: world.infos(0), ..base.clone() }, ErrorCode::InvalidArgument),
+        (pb::RegisterRequest { http_address: "x".repeat(256), ..base.clone() }, ErrorCode::InvalidArgument),
+        (pb::RegisterRequest { storages: vec![disk("d"), disk("d")], ..base.clone() }, ErrorCode::InvalidArgument),
+        (pb::RegisterRequest { storages: vec![disk(&"d".repeat(256))], ..base.clone() }, ErrorCode::InvalidArgument),
     ] {
         world.event(Event::Register { reply: ReplyTo(5), peer_ip: "10.0.0.99".into(), request });
         assert_eq!(code(world.answer(5).unwrap()), expected);

@@ -66,6 +66,15 @@ fn add_block_is_idempotent_and_bounded() {
     assert_eq!(code(world.add_block(inode, 2, &[])), ErrorCode::InvalidArgument);
     let second = world.add_block(inode, 1, &[]).unwrap();
     assert_eq!(code(world.add_block(inode, 2, &[])), ErrorCode::InvalidArgument, "two blocks are open");
+    let named = |block: &pb::LocatedBlock| {
+        let block = block.block.as_ref().unwrap();
+        (block.id as u64, block.generation, BLOCK)
+    };
+    let edits = world.log.len();
+    assert_eq!(code(world.add_block(inode, 2, &[named(&second)])), ErrorCode::InvalidArgument, "the first stays open");
+    let both = [named(&first), named(&second)];
+    assert_eq!(code(world.add_block(inode, 5, &both)), ErrorCode::InvalidArgument);
+    assert_eq!(world.log.len(), edits, "a refused call leaves no edit");
     let block = first.block.clone().unwrap();
     let committed = vec![(block.id as u64, block.generation, BLOCK)];
     let request = pb::AddBlockRequest {
@@ -239,7 +248,7 @@ fn a_silent_writer_loses_its_file() {
     let late = [(block.id as u64, block.generation, 77)];
     let reply = world.complete(inode, &late);
     assert_eq!(code(world.answer(reply).unwrap()), ErrorCode::LeaseExpired, "the old writer is fenced");
-    world.pass(35_000);
+    world.pass(75_000);
     assert_eq!(code(world.call::<pb::CreateResponse>("root", other)), ErrorCode::FileAlreadyExists);
     let status = world.status("/f").unwrap();
     assert_eq!((status.open, status.length), (false, 77), "what was reported whole is kept");
@@ -254,6 +263,87 @@ fn a_silent_writer_loses_its_file() {
     world.pass(302_000);
     assert!(!world.status("/g").unwrap().open);
     assert_eq!(code(world.add_block(kept, 0, &[])), ErrorCode::LeaseExpired);
+}
+
+#[test]
+fn a_block_whose_nodes_are_away_waits_for_them() {
+    let mut world = cluster();
+    let inode = world.create("/f", 2).unwrap().inode;
+    let located = world.add_block(inode, 0, &[]).unwrap();
+    let block = located.block.clone().unwrap();
+    let pipeline: Vec<usize> = nodes_of(&located).iter().map(|id| world.at(id)).collect();
+    for at in &pipeline {
+        // The writer was told that these bytes are on disk.
+        world.hold(*at, block.id as u64, (block.generation, 70, pb::ReplicaState::BeingWritten));
+        world.nodes[*at].up = false;
+    }
+    world.pass(400_000);
+    let status = world.status("/f").unwrap();
+    assert!(status.open && world.core.leases.holder_of(inode) == Some("cairn-namenode-recovery"));
+    for at in &pipeline {
+        world.nodes[*at].up = true;
+    }
+    world.pass(310_000);
+    let status = world.status("/f").unwrap();
+    assert_eq!((status.open, status.length), (false, 70));
+}
+
+#[test]
+fn a_late_answer_to_an_earlier_recovery_counts() {
+    let mut world = cluster();
+    let inode = world.create("/f", 1).unwrap().inode;
+    let located = world.add_block(inode, 0, &[]).unwrap();
+    let block = located.block.clone().unwrap();
+    let at = world.at(&nodes_of(&located)[0]);
+    world.hold(at, block.id as u64, (block.generation, 70, pb::ReplicaState::BeingWritten));
+    let mut orders = Vec::new();
+    for _ in 0..800 {
+        // The node is told twice before it is ready.
+        let told = (0..6).flat_map(|at| world.heartbeat(at).unwrap()).collect::<Vec<_>>();
+        orders.extend(told.into_iter().filter_map(|order| match order {
+            Order::Recover(recover) => Some(recover),
+            _ => None,
+        }));
+        if orders.len() == 2 {
+            break;
+        }
+        world.step(500);
+    }
+    assert!(orders[0].new_generation < orders[1].new_generation);
+    world.recover(at, &orders[0]);
+    let status = world.status("/f").unwrap();
+    assert_eq!((status.open, status.length), (false, 70));
+}
+
+#[test]
+fn time_goes_on_however_slow_the_owner_is() {
+    let mut world = cluster();
+    world.create("/f", 1).unwrap();
+    for _ in 0..200 {
+        world.step(10_000);
+    }
+    assert!(!world.status("/f").unwrap().open);
+    assert!(world.cluster().nodes.iter().all(|node| node.state() == pb::NodeState::Dead));
+}
+
+#[test]
+fn an_answer_holds_only_so_many_blocks() {
+    let mut world = cluster();
+    for name in ["/d/a", "/d/b"] {
+        world.write(name, 1, 101);
+    }
+    let request = pb::ListRequest { path: "/d".into(), with_locations: true, ..Default::default() };
+    let page: pb::ListResponse = world.call("root", request.clone()).unwrap();
+    assert_eq!((page.entries.len(), page.remaining), (1, 1));
+    let rest = pb::ListRequest { start_after: "a".into(), ..request };
+    let page: pb::ListResponse = world.call("root", rest).unwrap();
+    assert_eq!((page.entries.len(), page.remaining, page.entries[0].blocks.len()), (1, 0, 101));
+    world.write("/long", 1, 201);
+    let blocks = world.locations("/long");
+    assert_eq!(blocks.len(), 200);
+    let rest = pb::GetBlockLocationsRequest { path: "/long".into(), offset: 200 * BLOCK, length: 0 };
+    let rest: pb::GetBlockLocationsResponse = world.call("root", rest).unwrap();
+    assert_eq!(rest.blocks.len(), 1);
 }
 
 #[test]
@@ -283,6 +373,8 @@ fn repeated_calls_get_the_first_answer_even_after_a_restart() {
         assert!(world.call::<pb::DeleteResponse>("root", delete.clone()).unwrap().existed);
     }
     assert_eq!(world.log.len(), edits + 2);
+    let thief = world.call::<pb::DeleteResponse>("ann", delete.clone());
+    assert_eq!(code(thief), ErrorCode::PermissionDenied, "the client id is of another user");
     world.restart();
     world.step(1);
     assert_eq!(world.call::<pb::CreateResponse>("root", create).unwrap().status, first.status);

@@ -1,0 +1,271 @@
+//! Jobs on a real namenode and real datanodes in this process, with the real worker as their child.
+#![cfg(feature = "cli")]
+// A helper that fails is a test that fails.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use cairn_client::fs::{ClientSettings, CreateOptions, ErrorCode, FileSystem};
+use cairn_client::job::{self, JobObserver, JobReport, JobSpec, JobState, Locality, Phase};
+use cairn_client::mapreduce::builtin::property;
+use cairn_common::Env;
+use cairn_datanode::{Datanode, DatanodeSettings};
+use cairn_namenode::{Namenode, NamenodeSettings};
+
+const BLOCK: u64 = 1 << 20;
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    namenode: cairn_namenode::Running,
+    nodes: Vec<Option<cairn_datanode::Running>>,
+    fs: FileSystem,
+}
+
+impl Cluster {
+    async fn start(datanodes: usize, change: impl Fn(&mut DatanodeSettings)) -> Self {
+        let env = Env::system();
+        let dir = tempfile::tempdir().unwrap();
+        let settings = NamenodeSettings {
+            dirs: vec![dir.path().join("nn")],
+            listen: "127.0.0.1:0".into(),
+            ..NamenodeSettings::default()
+        };
+        let namenode = Namenode::start(env.clone(), settings).await.unwrap();
+        let address = namenode.rpc_addr.to_string();
+        let mut nodes = Vec::new();
+        for k in 0..datanodes {
+            let mut settings = DatanodeSettings {
+                namenode: address.clone(),
+                dirs: vec![dir.path().join(format!("dn{k}"))],
+                listen: "127.0.0.1:0".into(),
+                host: Some(format!("dn{k}")),
+                rack: format!("/rack{}", k % 2),
+                task_slots: 2,
+                worker_command: vec![env!("CARGO_BIN_EXE_cairn").into(), "task-worker".into()],
+                ..DatanodeSettings::default()
+            };
+            change(&mut settings);
+            let node = Datanode::start(env.clone(), settings, Default::default()).await.unwrap();
+            node.registered().await;
+            nodes.push(Some(node));
+        }
+        let fs = FileSystem::connect(env, ClientSettings::at(address)).await.unwrap();
+        Self { dir, namenode, nodes, fs }
+    }
+
+    async fn put(&self, path: &str, data: &[u8]) {
+        let options =
+            CreateOptions { block_size: BLOCK, replication: 2, create_parents: true, ..CreateOptions::default() };
+        let mut out = self.fs.create(path, options).await.unwrap();
+        out.write_bytes(Bytes::copy_from_slice(data)).await.unwrap();
+        out.close().await.unwrap();
+    }
+
+    async fn lines(&self, folder: &str) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        for entry in self.fs.list_all(folder).await.unwrap() {
+            let mut input = self.fs.open(&entry.path).await.unwrap();
+            let mut all = Vec::new();
+            while let Some(chunk) = input.next_chunk().await.unwrap() {
+                all.extend_from_slice(&chunk);
+            }
+            lines.extend(all.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec));
+        }
+        lines
+    }
+
+    async fn names(&self, folder: &str) -> Vec<String> {
+        let entries = self.fs.list_all(folder).await.unwrap();
+        entries.into_iter().map(|entry| entry.path.rsplit('/').next().unwrap().to_owned()).collect()
+    }
+
+    /// No node keeps anything of any job.
+    fn assert_no_job_folders(&self) {
+        for k in 0..self.nodes.len() {
+            let jobs = self.dir.path().join(format!("dn{k}/jobs"));
+            assert_eq!(entries(&jobs), 0, "dn{k} keeps job folders");
+        }
+    }
+
+    async fn stop(self) {
+        for node in self.nodes.into_iter().flatten() {
+            node.shutdown().await;
+        }
+        self.namenode.shutdown().await.unwrap();
+    }
+}
+
+fn entries(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+/// Text of about `bytes` bytes with lines of many lengths and words of Zipf-like frequency.
+fn text(bytes: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes + 64);
+    let mut state = 88_172_645_463_325_252u64;
+    while out.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let word = (state % 40_000) * (state >> 40) % (1 << (4 + state % 13));
+        out.extend_from_slice(format!("Word{word}").as_bytes());
+        out.push(if state.is_multiple_of(11) { b'\n' } else { b' ' });
+    }
+    out
+}
+
+fn counts(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut counts: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+    for word in text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
+        *counts.entry(word.to_ascii_lowercase()).or_default() += 1;
+    }
+    let line = |(word, count): (Vec<u8>, u64)| [&word[..], format!("\t{count}\n").as_bytes()].concat();
+    counts.into_iter().map(line).collect()
+}
+
+async fn succeed(cluster: &Cluster, spec: JobSpec) -> JobReport {
+    let report = job::run(&cluster.fs, spec, JobObserver::none()).await.unwrap();
+    assert_eq!(report.state, JobState::Succeeded, "{:?}\n{}", report.failure, report.stderr_tail);
+    report
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn word_count_equals_the_plain_way_and_leaves_nothing() {
+    let cluster = Cluster::start(3, |_| ()).await;
+    let text = text(5 << 20);
+    cluster.put("/in/a", &text[..3_500_000]).await;
+    cluster.put("/in/sub/b", &text[3_500_000..]).await;
+    cluster.put("/in/_hidden", b"not counted").await;
+    cluster.put("/in/empty", b"").await;
+    let mut want = text[..3_500_000].to_vec();
+    want.push(b'\n');
+    want.extend_from_slice(&text[3_500_000..]);
+    let want = counts(&want);
+    for (combine, output) in [(true, "/deep/out1"), (false, "/deep/out2")] {
+        let mut spec = JobSpec::wordcount(vec!["/in".into()], output, combine);
+        spec.reducers = Some(3);
+        let report = succeed(&cluster, spec).await;
+        let mut got = cluster.lines(output).await;
+        got.sort();
+        assert!(got == want, "with combiner: {combine}");
+        assert_eq!(cluster.names(output).await, ["_SUCCESS", "part-r-00000", "part-r-00001", "part-r-00002"]);
+        assert_eq!((report.map.tasks, report.reduce.tasks, report.map.attempts_failed), (6, 3, 0));
+        assert_eq!((report.bytes.read, report.records.out), (text.len() as u64, want.len() as u64));
+        assert_eq!(report.map.node_local + report.map.rack_local + report.map.remote, 6);
+        assert_eq!(report.tasks.len(), 9);
+    }
+    cluster.assert_no_job_folders();
+    assert_eq!(cluster.names("/deep").await, ["out1", "out2"]);
+
+    let plan = job::plan(&cluster.fs, &JobSpec::wordcount(vec!["/in/*".into()], "/x", true)).await.unwrap();
+    assert_eq!((plan.maps, plan.localities), (6, [6, 0, 0]));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grep_finds_lines_in_order_with_and_without_reducers() {
+    let cluster = Cluster::start(2, |_| ()).await;
+    let text: Vec<u8> = (0..200_000).flat_map(|i| format!("line {i} of the text\n").into_bytes()).collect();
+    cluster.put("/text", &text).await;
+    let want: Vec<Vec<u8>> =
+        (0..200_000).filter(|i| i % 1_000 == 777).map(|i| format!("line {i} of the text\n").into_bytes()).collect();
+    for reducers in [0, 1] {
+        let output = format!("/found{reducers}");
+        let mut spec = JobSpec::grep(vec!["/text".into()], &output, "[0-9]*777 of", false);
+        spec.reducers = Some(reducers);
+        let report = succeed(&cluster, spec).await;
+        assert!(cluster.lines(&output).await == want);
+        assert_eq!(report.records.input, 200_000);
+    }
+    let spec = JobSpec::grep(vec!["/text".into()], "/counted", "^LINE 7 ", true).with(property::IGNORE_CASE, "true");
+    succeed(&cluster, spec).await;
+    assert_eq!(cluster.lines("/counted").await, [b"line 7 of the text\t1\n"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_refused_before_any_task() {
+    let cluster = Cluster::start(1, |_| ()).await;
+    cluster.put("/text", b"some text").await;
+    let refused = async |spec: JobSpec| job::run(&cluster.fs, spec, JobObserver::none()).await.unwrap_err();
+    let count = |input: &str, output: &str| JobSpec::wordcount(vec![input.into()], output, true);
+    let error = refused(count("/none", "/out")).await;
+    assert_eq!((error.code(), error.message()), (ErrorCode::FileNotFound, "input /none does not exist"));
+    assert_eq!(refused(count("/no*", "/out")).await.code(), ErrorCode::FileNotFound);
+    let error = refused(count("/text", "/text")).await;
+    assert_eq!(error.code(), ErrorCode::FileAlreadyExists, "{error}");
+    let error = refused(JobSpec::grep(vec!["/text".into()], "/out", "a(", false)).await;
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    let mut spec = count("/text", "/out");
+    spec.reducers = Some(70_000);
+    assert_eq!(refused(spec).await.code(), ErrorCode::InvalidArgument);
+    assert_eq!(cluster.names("/").await, ["text"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_cannot_succeed_leaves_no_output_and_says_why() {
+    // Workers that die: whatever is tried ends in the same way.
+    let cluster = Cluster::start(2, |settings| {
+        settings.worker_command = ["sh", "-c", "echo broken worker >&2; exit 7"].map(str::to_owned).to_vec();
+    })
+    .await;
+    cluster.put("/text", b"some text").await;
+    let spec = JobSpec::wordcount(vec!["/text".into()], "/new/out", true);
+    let report = job::run(&cluster.fs, spec, JobObserver::none()).await.unwrap();
+    assert_eq!((report.state, report.map.attempts_failed), (JobState::Failed, 4));
+    let failure = report.failure.unwrap();
+    assert!(failure.message().contains("map 0 failed 4 times") && failure.message().contains("status 7"), "{failure}");
+    assert_eq!(report.stderr_tail, "broken worker");
+    assert_eq!(cluster.names("/").await, ["text"]);
+    cluster.assert_no_job_folders();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_job_leaves_nothing() {
+    let cluster = Cluster::start(2, |settings| {
+        settings.worker_command = ["sleep", "1000"].map(str::to_owned).to_vec();
+    })
+    .await;
+    cluster.put("/text", b"some text").await;
+    let (observer, control) = JobObserver::new();
+    let cancel = async {
+        let mut progress = control.progress();
+        progress.wait_for(|now| now.phase == Phase::Map && now.running > 0).await.unwrap();
+        control.cancel();
+    };
+    let spec = JobSpec::wordcount(vec!["/text".into()], "/out", true);
+    let (report, ()) = tokio::join!(job::run(&cluster.fs, spec, observer), cancel);
+    assert_eq!(report.unwrap().state, JobState::Killed);
+    assert_eq!(cluster.names("/").await, ["text"]);
+    cluster.assert_no_job_folders();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_a_node_costs_its_work_not_the_job() {
+    let mut cluster = Cluster::start(4, |_| ()).await;
+    let text = text(12 << 20);
+    cluster.put("/text", &text).await;
+    let (observer, control) = JobObserver::new();
+    let mut spec = JobSpec::wordcount(vec!["/text".into()], "/out", false);
+    spec.reducers = Some(2);
+    let victim = cluster.nodes[1].take().unwrap();
+    let kill = async {
+        let mut progress = control.progress();
+        progress.wait_for(|now| now.maps_done >= 3).await.unwrap();
+        victim.shutdown().await;
+    };
+    let (report, ()) = tokio::join!(job::run(&cluster.fs, spec, observer), kill);
+    let report = report.unwrap();
+    assert_eq!(report.state, JobState::Succeeded, "{:?}", report.failure);
+    let mut got = cluster.lines("/out").await;
+    got.sort();
+    assert!(got == counts(&text));
+    assert_eq!(report.bytes.read, text.len() as u64, "each map counts once");
+    assert!(report.tasks.iter().all(|task| task.locality != Some(Locality::Node) || task.bytes > 0));
+    cluster.stop().await;
+}

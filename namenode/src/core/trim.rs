@@ -1,0 +1,115 @@
+//! Which replicas are deleted: those that are too many, and bad ones once a good one is there.
+//!
+//! # Consistency
+//! A replica lets another one go only if it is there for sure: its node was heard lately, has reported it since it
+//! registered, and was not told to delete it. This is asked when a replica is marked and again when the order leaves.
+
+use super::Core;
+use super::blocks::StorageIndex;
+use super::nodes::QueuedDeletion;
+
+/// What is to become of a queued deletion.
+#[derive(PartialEq, Eq)]
+pub enum Verdict {
+    /// It may go to its node.
+    Delete,
+    /// Not before the other replicas are sure again.
+    Later,
+    /// It is wrong by now.
+    Never,
+}
+
+impl Core {
+    /// Whether a replica that counts as live is there for sure: only such ones let another one go.
+    fn is_sure(&self, id: u64, storage: StorageIndex) -> bool {
+        let node = self.nodes.node_of(storage);
+        self.nodes.storage(storage).reported && !self.is_stale(node.heard_ms) && !node.deleting.contains(id, storage)
+    }
+
+    fn count_sure(&self, id: u64) -> usize {
+        self.live_replicas(id).into_iter().filter(|storage| self.is_sure(id, *storage)).count()
+    }
+
+    /// Bad replicas go once a good one is there.
+    pub(super) fn delete_bad(&mut self, id: u64) {
+        let current = self.blocks.get(id).map_or(0, |block| block.generation);
+        for bad in self.blocks.bad.get(&id).cloned().unwrap_or_default() {
+            let node = self.nodes.storage(bad.storage).node;
+            let queued = |d: &QueuedDeletion| d.block == id && d.storage == bad.storage;
+            // The same pass may come here again: the last entries of the queue are the ones it could repeat.
+            let repeated = self.nodes.node(node).delete.iter().rev().take(64).any(queued)
+                || self.nodes.node(node).deleting.contains(id, bad.storage);
+            if bad.generation <= current && self.nodes.is_live(bad.storage) && !repeated {
+                self.queue_deletion(id, bad.generation, bad.storage);
+            }
+        }
+    }
+
+    /// Whether a queued deletion is still right when its node asks.
+    pub(super) fn deletion_holds(&mut self, deletion: &QueuedDeletion) -> Verdict {
+        let (id, storage) = (deletion.block, deletion.storage);
+        let Some(block) = self.blocks.get(id) else { return Verdict::Delete };
+        let live = self.count_live(id, &block.replicas);
+        let wanted = if self.blocks.is_excess(id, storage) {
+            let target = self.target_of(id).unwrap_or(1).max(1);
+            if live < target {
+                // Another replica was lost since: this one is needed again.
+                self.blocks.unmark_excess(id, storage);
+                self.reassess(id);
+                return Verdict::Never;
+            }
+            target
+        } else {
+            let is_bad = self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(|bad| bad.storage == storage));
+            if !is_bad || live == 0 || deletion.generation > block.generation {
+                return Verdict::Never;
+            }
+            1
+        };
+        if self.count_sure(id) >= wanted { Verdict::Delete } else { Verdict::Later }
+    }
+
+    /// Marks what is too much of a block and queues its deletion. `false`: it cannot be decided yet.
+    pub(super) fn trim(&mut self, id: u64) -> bool {
+        let Some(target) = self.target_of(id) else { return true };
+        let mut live = self.live_replicas(id);
+        // One that its node was told to delete before, and which was needed again, is the first to go.
+        let doubtful = |storage: &StorageIndex| self.nodes.node_of(*storage).deleting.contains(id, *storage);
+        let decided = |storage: &StorageIndex| self.is_sure(id, *storage) || doubtful(storage);
+        if live.len() > target && !live.iter().all(decided) {
+            return false;
+        }
+        let mut victims = Vec::new();
+        while live.len() > target.max(1) {
+            let victim = live.iter().position(doubtful).unwrap_or_else(|| self.superfluous(&live));
+            victims.push(live.swap_remove(victim));
+        }
+        for storage in victims {
+            self.blocks.excess.entry(id).or_default().push(storage);
+            self.queue_excess_deletion(id, storage);
+        }
+        true
+    }
+
+    /// Which of these replicas is missed least: racks stay spread, then the fullest storage.
+    fn superfluous(&self, live: &[StorageIndex]) -> usize {
+        let rack = |storage: StorageIndex| &*self.nodes.node_of(storage).rack;
+        let mates = |storage: StorageIndex| live.iter().filter(|other| rack(**other) == rack(storage)).count();
+        let racks = self.racks_of(live);
+        let allowed = |storage: &StorageIndex| racks > 2 || mates(*storage) > 1 || racks == live.len();
+        let score = |storage: StorageIndex| {
+            let entry = self.nodes.storage(storage);
+            let free = (u128::from(entry.remaining) << 20) / u128::from(entry.capacity.max(1));
+            // On one rack with another replica first, then the fullest, then the youngest storage.
+            (std::cmp::Reverse(mates(storage)), free, std::cmp::Reverse(storage))
+        };
+        let candidates = live.iter().enumerate().filter(|(_, storage)| allowed(storage));
+        candidates.min_by_key(|(_, storage)| score(**storage)).map_or(0, |(at, _)| at)
+    }
+
+    /// The node shall delete this superfluous replica.
+    pub(super) fn queue_excess_deletion(&mut self, id: u64, storage: StorageIndex) {
+        let generation = self.blocks.get(id).map_or(0, |block| block.generation);
+        self.queue_deletion(id, generation, storage);
+    }
+}
