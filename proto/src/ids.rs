@@ -59,3 +59,14 @@ impl Generation {
     /// The first generation stamp (HDFS's number).
     pub const FIRST: Self = Self(1_001);
 }
+
+impl Epoch {
+    /// The epoch of a new future: after a restore, or a start that a person ordered without all metadata directories.
+    ///
+    /// The future that is left behind may still be running somewhere and raise its own epoch as it loses directories; the
+    /// next multiple of 1,000 stays above it.
+    #[must_use]
+    pub fn next_future(self) -> Self {
+        Self((self.0 / 1_000 + 1) * 1_000)
+    }
+}

@@ -3,7 +3,7 @@
 //! The owner thread turns everything that happens (a call, a heartbeat, a report, a sync of the log, time passing) into
 //! an [`Event`], and carries out the [`Command`]s that come back in the order in which they come.
 
-use cairn_proto::ids::TxId;
+use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::{Error, pb};
 
 /// The time at which an event is handled, as its owner measured it.
@@ -193,6 +193,11 @@ pub enum Event {
     Synced {
         /// The last durable transaction.
         txid: TxId,
+    },
+    /// The set of metadata directories shrank: its new epoch is durable in those that are left.
+    EpochRaised {
+        /// The new epoch.
+        epoch: Epoch,
     },
     /// Time passes: at least every 100 ms, and at once again while [`super::Core::has_work`] says so.
     Tick,

@@ -256,12 +256,17 @@ impl Core {
         self.leases.renew_all(self.now_ms);
         self.retry.restamp(self.now_ms);
         let mut turn = Turn { wall_ms: now.wall_ms, random: Random::new(0), commands, call: None };
-        if epoch > self.epoch {
-            // Cannot fail: the epoch is newer.
-            let _ = self.commit(&mut turn, Carries::Nothing, Kind::Epoch(pb::EditEpoch { epoch: epoch.0 }));
-        }
+        self.raise_epoch(&mut turn, epoch);
         self.safemode = SafeMode::at_start();
         self.check_safemode();
+    }
+
+    /// From now on every answer to a datanode carries this epoch, if it is a newer one.
+    fn raise_epoch(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
+        if epoch > self.epoch {
+            // Cannot fail: the epoch is newer.
+            let _ = self.commit(turn, Carries::Nothing, Kind::Epoch(pb::EditEpoch { epoch: epoch.0 }));
+        }
     }
 
     /// Handles one event; appends what is to be done. `seed` is the source of all randomness in it.
@@ -286,6 +291,7 @@ impl Core {
             Event::Report { stream, report } => self.on_report(&mut turn, stream, report),
             Event::ReportClosed { stream } => self.report_closed(stream),
             Event::Synced { txid } => self.unsynced.synced(txid),
+            Event::EpochRaised { epoch } => self.raise_epoch(&mut turn, epoch),
             Event::Tick => self.tick(&mut turn),
         }
         self.wake_parked(&mut turn);

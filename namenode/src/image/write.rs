@@ -16,6 +16,7 @@ const KEEP: usize = 2;
 const WRITE_BYTES: usize = 1 << 20;
 
 struct Target {
+    dir_id: String,
     folder: PathBuf,
     aside: PathBuf,
     file: Arc<dyn File>,
@@ -32,10 +33,12 @@ pub struct ImageWriter {
     crc: u32,
     pages: u64,
     digest: u64,
+    /// Directories in which it could not be written.
+    failed: Vec<String>,
 }
 
 /// A finished image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Written {
     /// The transaction whose state it is.
     pub txid: TxId,
@@ -45,21 +48,75 @@ pub struct Written {
     pub pages: u64,
     /// Log up to here is needed by no image that is kept; 0 while only one is.
     pub purge: TxId,
+    /// Names of directories in which the image could not be written: they do not hold everything any more.
+    pub failed: Vec<String>,
 }
 
 impl ImageWriter {
     /// Starts an image in each of `dirs`.
     pub fn create(fs: Arc<dyn Fs>, dirs: &[Arc<MetaDir>], header: ImageHeader, level: i32) -> Result<Self, LogError> {
-        let mut targets = Vec::new();
-        for dir in dirs {
-            let folder = dir.image();
-            remove_leftovers(&*fs, &folder)?;
-            let aside = folder.join(image_name(header.txid)).with_extension("tmp");
-            let file = fs.open(&aside, OpenMode::Create).map_err(LogError::io("make", &aside))?;
-            targets.push(Target { folder, aside, file });
-        }
         let buffer = header.encode().to_vec();
-        Ok(Self { fs, header, level, targets, at: 0, buffer, crc: 0, pages: 0, digest: 0 })
+        let mut writer = Self {
+            fs,
+            header,
+            level,
+            targets: Vec::new(),
+            at: 0,
+            buffer,
+            crc: 0,
+            pages: 0,
+            digest: 0,
+            failed: Vec::new(),
+        };
+        let mut last_error = None;
+        for dir in dirs {
+            match writer.open_target(dir) {
+                Ok(target) => writer.targets.push(target),
+                Err(error) => {
+                    writer.failed.push(dir.id().to_owned());
+                    last_error = Some(error);
+                }
+            }
+        }
+        writer.check_targets(last_error)?;
+        Ok(writer)
+    }
+
+    fn open_target(&self, dir: &MetaDir) -> Result<Target, LogError> {
+        let folder = dir.image();
+        remove_leftovers(&*self.fs, &folder)?;
+        let aside = folder.join(image_name(self.header.txid)).with_extension("tmp");
+        let file = self.fs.open(&aside, OpenMode::Create).map_err(LogError::io("make", &aside))?;
+        Ok(Target { dir_id: dir.id().to_owned(), folder, aside, file })
+    }
+
+    /// Goes on in the directories that are left; with none there is no image.
+    fn check_targets(&self, last_error: Option<LogError>) -> Result<(), LogError> {
+        match last_error {
+            Some(error) if self.targets.is_empty() => Err(error),
+            Some(error) => {
+                tracing::error!(%error, "an image cannot be written into one of the metadata directories");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Does `op` in each directory; those where it fails get no image.
+    fn on_all(&mut self, mut op: impl FnMut(&Self, &Target) -> Result<(), LogError>) -> Result<(), LogError> {
+        let mut last_error = None;
+        for target in std::mem::take(&mut self.targets) {
+            match op(self, &target) {
+                Ok(()) => self.targets.push(target),
+                Err(error) => {
+                    // The next start removes what stays.
+                    let _ = self.fs.remove_file(&target.aside);
+                    self.failed.push(target.dir_id);
+                    last_error = Some(error);
+                }
+            }
+        }
+        self.check_targets(last_error)
     }
 
     /// Adds a page.
@@ -78,12 +135,15 @@ impl ImageWriter {
 
     fn write_out(&mut self) -> Result<(), LogError> {
         self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
-        for target in &self.targets {
-            target.file.write_all_at(&self.buffer, self.at).map_err(LogError::io("write", &target.aside))?;
+        let (at, bytes) = (self.at, std::mem::take(&mut self.buffer));
+        self.on_all(|_, target| {
+            target.file.write_all_at(&bytes, at).map_err(LogError::io("write", &target.aside))?;
             // So the sync at the end does not have to wait for all of it.
-            target.file.start_write_back(self.at, self.buffer.len() as u64);
-        }
-        self.at += self.buffer.len() as u64;
+            target.file.start_write_back(at, bytes.len() as u64);
+            Ok(())
+        })?;
+        self.at += bytes.len() as u64;
+        self.buffer = bytes;
         self.buffer.clear();
         Ok(())
     }
@@ -95,22 +155,22 @@ impl ImageWriter {
         let trailer = Trailer { pages: self.pages, digest: self.digest, txid: self.header.txid, file_bytes: bytes };
         self.buffer = trailer.encode(self.crc).to_vec();
         self.write_out()?;
-        for target in &self.targets {
-            target.file.sync_data().map_err(LogError::io("sync", &target.aside))?;
-        }
+        self.on_all(|_, target| target.file.sync_data().map_err(LogError::io("sync", &target.aside)))?;
         let mut purge = self.header.txid;
-        for target in &self.targets {
-            let path = target.folder.join(image_name(self.header.txid));
-            self.fs.rename(&target.aside, &path).map_err(LogError::io("name", &path))?;
-            self.fs.sync_dir(&target.folder).map_err(LogError::io("sync", &target.folder))?;
-            if let Err(error) = self.verify(&path) {
+        self.on_all(|writer, target| {
+            let path = target.folder.join(image_name(writer.header.txid));
+            writer.fs.rename(&target.aside, &path).map_err(LogError::io("name", &path))?;
+            writer.fs.sync_dir(&target.folder).map_err(LogError::io("sync", &target.folder))?;
+            if let Err(error) = writer.verify(&path) {
                 // An image that does not read back must not push out one that does.
-                let _ = self.fs.remove_file(&path);
+                let _ = writer.fs.remove_file(&path);
                 return Err(error);
             }
-            purge = purge.min(self.remove_old(&target.folder)?);
-        }
-        Ok(Written { txid: self.header.txid, bytes, pages: self.pages, purge })
+            purge = purge.min(writer.remove_old(&target.folder)?);
+            Ok(())
+        })?;
+        let failed = std::mem::take(&mut self.failed);
+        Ok(Written { txid: self.header.txid, bytes, pages: self.pages, purge, failed })
     }
 
     fn verify(&self, path: &Path) -> Result<(), LogError> {

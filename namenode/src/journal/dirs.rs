@@ -16,6 +16,11 @@
 //! fails is left out: the others get the smaller set and a higher epoch before anything is released, so whoever comes back
 //! with a lower epoch is known to be behind, and is filled from the others. A start wants the whole set, because the
 //! directory that is absent may be the only one that knows the latest transactions.
+//!
+//! A directory that is behind and comes back names one of today's set in its own `set`: that is how it was left out. One that
+//! does not went on by itself (somebody started from it alone): then there are two futures, and a person has to choose.
+//! `--accept-missing-dir` starts without what is absent and fills what is empty; the epoch then goes to the next
+//! thousand, so that the future which is left behind is told apart and refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +38,27 @@ const MAX_VERSION_BYTES: u64 = 64 << 10;
 /// Names that may lie in a directory that counts as empty.
 const HARMLESS: [&str; 3] = [LOCK_FILE, "VERSION.tmp", "lost+found"];
 
+/// How far a metadata directory got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DirState {
+    /// Being formatted, or filled from another directory: worth nothing yet.
+    New,
+    /// Being restored: worth nothing yet, but only another restore may go on.
+    Restoring,
+    /// Log or image hold the cluster.
+    Ready,
+}
+
+impl DirState {
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Restoring => "restoring",
+            Self::Ready => "ready",
+        }
+    }
+}
+
 /// What `VERSION` holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
@@ -42,8 +68,8 @@ pub struct Version {
     pub pool_id: String,
     /// Epoch of the set.
     pub epoch: Epoch,
-    /// Whether log or image hold the cluster (else formatting, or filling from another directory, was interrupted).
-    pub ready: bool,
+    /// How far it got.
+    pub state: DirState,
     /// Name of this directory.
     pub dir_id: String,
     /// Names of all directories of the set.
@@ -60,7 +86,7 @@ impl Version {
             self.cluster_id,
             self.pool_id,
             self.epoch,
-            if self.ready { "ready" } else { "new" },
+            self.state.name(),
             self.dir_id,
             set.join(", ")
         )
@@ -95,9 +121,10 @@ impl Version {
             cluster_id: need("cluster_id")?,
             pool_id: need("pool_id")?,
             epoch: Epoch(epoch.ok_or_else(|| bad("no epoch".into()))?),
-            ready: match need("state")?.as_str() {
-                "ready" => true,
-                "new" => false,
+            state: match need("state")?.as_str() {
+                "ready" => DirState::Ready,
+                "new" => DirState::New,
+                "restoring" => DirState::Restoring,
                 other => return Err(bad(format!("unknown state \"{other}\""))),
             },
             dir_id: need("dir_id")?,
@@ -145,12 +172,18 @@ impl MetaDir {
     }
 
     /// Makes `VERSION` say this.
-    pub fn write_version(&self, fs: &dyn Fs, facts: &ClusterFacts, ready: bool, set: &[String]) -> std::io::Result<()> {
+    pub fn write_version(
+        &self,
+        fs: &dyn Fs,
+        facts: &ClusterFacts,
+        state: DirState,
+        set: &[String],
+    ) -> std::io::Result<()> {
         let version = Version {
             cluster_id: facts.cluster_id.clone(),
             pool_id: facts.pool_id.clone(),
             epoch: facts.epoch,
-            ready,
+            state,
             dir_id: self.dir_id.clone(),
             set: set.to_vec(),
         };
@@ -192,7 +225,7 @@ pub struct Found {
 impl Found {
     /// Whether it holds a cluster.
     pub fn is_ready(&self) -> bool {
-        self.version.as_ref().is_some_and(|version| version.ready)
+        self.version.as_ref().is_some_and(|version| version.state == DirState::Ready)
     }
 
     /// Its epoch; 0 if it is empty.
@@ -209,6 +242,8 @@ pub struct DirSet {
     pub facts: Option<ClusterFacts>,
     /// Whether the set is another than the recorded one, so that the epoch has to rise.
     pub changed: bool,
+    /// Whether a recorded directory is left out by order: it may know what these do not.
+    pub left_out: bool,
 }
 
 /// Locks and inspects the directories at `paths`. Every refusal names the directory.
@@ -232,23 +267,40 @@ pub fn open_set(
     if found.is_empty() {
         return Err(Error::new(ErrorCode::Io, "none of the metadata directories can be used"));
     }
-    let Some(best) = found.iter().filter(|one| one.is_ready()).max_by_key(|one| one.epoch()) else {
-        return Ok(DirSet { found, facts: None, changed: false });
-    };
-    let Some(version) = best.version.clone() else {
-        return Ok(DirSet { found, facts: None, changed: false });
+    let best = found.iter().filter(|one| one.is_ready()).max_by_key(|one| one.epoch());
+    let Some((best, version)) = best.and_then(|one| one.version.clone().map(|version| (one, version))) else {
+        return Ok(DirSet { found, facts: None, changed: false, left_out: false });
     };
     check_same_cluster(&found, best)?;
+    check_one_future(&found, best, &version)?;
     if !accept_missing {
         check_complete(&found, best, &version)?;
     }
-    let mut now: Vec<&str> = found.iter().map(|one| one.dir.id()).collect();
-    let mut recorded: Vec<&str> = version.set.iter().map(String::as_str).collect();
-    now.sort_unstable();
-    recorded.sort_unstable();
-    let changed = now != recorded;
+    let is_found = |id: &String| found.iter().any(|one| one.dir.id() == id.as_str());
+    let left_out = !version.set.iter().all(is_found);
+    let changed = left_out || found.len() != version.set.len();
     let facts = ClusterFacts { cluster_id: version.cluster_id, pool_id: version.pool_id, epoch: version.epoch };
-    Ok(DirSet { found, facts: Some(facts), changed })
+    Ok(DirSet { found, facts: Some(facts), changed, left_out })
+}
+
+/// Each ready directory belongs to the set of the best one, or was once together with one of that set and left behind.
+fn check_one_future(found: &[Found], best: &Found, version: &Version) -> Result<()> {
+    for one in found.iter().filter(|one| one.is_ready() && !version.set.iter().any(|id| id == one.dir.id())) {
+        let Some(own) = &one.version else { continue };
+        if own.epoch < version.epoch && own.set.iter().any(|id| version.set.contains(id)) {
+            continue;
+        }
+        let text = format!(
+            "{} (epoch {}) and {} (epoch {}) went on without each other, so each may hold what the other lacks: start with \
+             the right one alone, and give the other one back emptied, with --accept-missing-dir",
+            best.dir.root().display(),
+            version.epoch,
+            one.dir.root().display(),
+            own.epoch
+        );
+        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(one.dir.root().display().to_string()));
+    }
+    Ok(())
 }
 
 fn check_same_cluster(found: &[Found], best: &Found) -> Result<()> {
@@ -280,10 +332,11 @@ fn check_complete(found: &[Found], best: &Found, version: &Version) -> Result<()
     let missing = version.set.iter().filter(|id| !found.iter().any(|one| one.dir.id() == id.as_str())).count();
     if missing > 0 {
         let text = format!(
-            "{} was used together with {missing} more metadata director{} not given now: give all (--dir D,D2), or \
-             --accept-missing-dir if {} lost for good",
+            "{} was used together with {missing} more metadata director{} not given now and may be behind {}: give all \
+             (--dir D,D2), or --accept-missing-dir if {} lost for good",
             best.dir.root().display(),
             if missing == 1 { "y that is" } else { "ies that are" },
+            if missing == 1 { "it" } else { "them" },
             if missing == 1 { "it is" } else { "they are" },
         );
         return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(best.dir.root().display().to_string()));

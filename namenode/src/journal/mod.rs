@@ -28,7 +28,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use dirs::{ClusterFacts, DirSet, Found, LAYOUT, MetaDir, Version, open_set};
+pub use dirs::{ClusterFacts, DirSet, DirState, Found, LAYOUT, MetaDir, Version, open_set};
 pub use error::LogError;
 pub use reader::{LogEnd, LogTail, Segment, cut_tail, list_segments, read_log};
 pub use thread::{Batch, Journal, JournalStatus, SYNC_BUCKETS_US, SyncTimes};

@@ -1,5 +1,6 @@
 //! The log: what a crash, a flipped bit, a lost file and a failing disk do to it.
 
+mod dirs;
 mod faulty;
 
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ fn formatted(fs: &Arc<dyn Fs>, paths: &[PathBuf], sizes: LogSizes) -> LogWriter 
     let dirs = open(&**fs, paths);
     let set: Vec<String> = dirs.iter().map(|dir| dir.id().to_owned()).collect();
     for dir in &dirs {
-        dir.write_version(&**fs, &facts(), true, &set).unwrap();
+        dir.write_version(&**fs, &facts(), DirState::Ready, &set).unwrap();
         dir.clear(&**fs).unwrap();
     }
     LogWriter::create(Arc::clone(fs), dirs, facts(), sizes, (TxId(0), 0)).unwrap()

@@ -63,6 +63,7 @@ enum Request {
     Append(Batch),
     Roll,
     Purge { not_after: TxId },
+    DropDirs(Vec<String>),
 }
 
 /// Handle of the journal's thread.
@@ -79,8 +80,9 @@ pub struct Stopped;
 
 impl Journal {
     /// Starts the thread with at most `queue` batches waiting.
-    pub fn start(env: &Env, writer: LogWriter, queue: usize) -> std::io::Result<Self> {
+    pub fn start(env: &Env, mut writer: LogWriter, queue: usize) -> std::io::Result<Self> {
         let (requests, inbox) = mpsc::channel(queue);
+        writer.sync_together(env.work.clone());
         let status = JournalStatus {
             durable: writer.durable(),
             epoch: writer.epoch(),
@@ -107,6 +109,11 @@ impl Journal {
     /// Removes segments that hold nothing after `not_after`.
     pub async fn purge(&self, not_after: TxId) -> Result<(), Stopped> {
         self.requests.send(Request::Purge { not_after }).await.map_err(|_| Stopped)
+    }
+
+    /// Leaves out directories (by name) in which something else than the log failed.
+    pub async fn drop_dirs(&self, dir_ids: Vec<String>) -> Result<(), Stopped> {
+        self.requests.send(Request::DropDirs(dir_ids)).await.map_err(|_| Stopped)
     }
 
     /// What the thread publishes.
@@ -172,6 +179,11 @@ fn serve(
             }
             Request::Roll => writer.roll()?,
             Request::Purge { not_after } => writer.purge(not_after),
+            Request::DropDirs(dir_ids) => {
+                for dir_id in &dir_ids {
+                    writer.drop_dir(dir_id)?;
+                }
+            }
         }
         next = if writer.buffered() < MAX_FLUSH_BYTES { inbox.try_recv().ok() } else { None };
     }

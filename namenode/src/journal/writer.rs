@@ -4,15 +4,18 @@
 //! [`LogWriter::flush`] returns only when the batch is durable in every directory that is left, and, if one was dropped,
 //! when the others know that they are fewer (a smaller set and a higher epoch in their `VERSION`). A sync that failed is
 //! never tried again: the kernel may have thrown the pages away, and a second sync would report success for nothing.
+//! A segment whose name is gone (the folder was removed or replaced) would still take writes and syncs, and lose them all
+//! with the process: so its name is looked at after each sync, before anything counts as durable.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cairn_common::durable::{File, Fs, OpenMode};
+use cairn_common::work::Work;
 use cairn_proto::ids::{Epoch, TxId};
 use prost::Message;
 
-use super::dirs::{ClusterFacts, MetaDir};
+use super::dirs::{ClusterFacts, DirState, MetaDir};
 use super::error::LogError;
 use super::format::{HEADER_BYTES, MAX_PAYLOAD_BYTES, SegmentHeader, encode_record, segment_name};
 use super::reader::list_segments;
@@ -32,9 +35,22 @@ struct Target {
     file: Arc<dyn File>,
 }
 
+impl Target {
+    /// Whether what was synced can be found again: the file has its name still, and at least the bytes before `length`.
+    fn check_name(&self, fs: &dyn Fs, length: u64) -> Result<(), LogError> {
+        let found = fs.metadata(&self.path).map_err(LogError::io("look at", &self.path))?;
+        if found.is_some_and(|found| !found.is_dir && found.len >= length) {
+            return Ok(());
+        }
+        let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "it was removed or replaced while in use");
+        Err(LogError::Io { doing: "find", path: self.path.clone(), source: gone })
+    }
+}
+
 /// The open end of the log; see the module.
 pub struct LogWriter {
     fs: Arc<dyn Fs>,
+    work: Work,
     sizes: LogSizes,
     facts: ClusterFacts,
     targets: Vec<Target>,
@@ -61,6 +77,7 @@ impl LogWriter {
     ) -> Result<Self, LogError> {
         let mut writer = Self {
             fs,
+            work: Work::inline(),
             sizes,
             facts,
             targets: Vec::new(),
@@ -74,6 +91,11 @@ impl LogWriter {
         };
         writer.open_segment(dirs)?;
         Ok(writer)
+    }
+
+    /// From now on several directories are written and synced at the same time, as `work` does it.
+    pub fn sync_together(&mut self, work: Work) {
+        self.work = work;
     }
 
     /// The last durable transaction.
@@ -126,13 +148,14 @@ impl LogWriter {
         let ahead = if end > self.ahead { end + self.sizes.step_bytes } else { self.ahead };
         let zeros = vec![0; (ahead - end.max(self.ahead)) as usize];
         let (at, zeros_at) = (self.at, end.max(self.ahead));
-        self.on_all(|target| {
+        self.on_all(|fs, target| {
             target.file.write_all_at(&batch, at).map_err(LogError::io("write", &target.path))?;
             if !zeros.is_empty() {
                 // Only speed depends on the zeros, so a disk too full for them is no reason to fail.
                 let _ = target.file.write_all_at(&zeros, zeros_at);
             }
-            target.file.sync_data().map_err(LogError::io("sync", &target.path))
+            target.file.sync_data().map_err(LogError::io("sync", &target.path))?;
+            target.check_name(fs, end)
         })?;
         self.at = end;
         self.ahead = ahead;
@@ -161,7 +184,7 @@ impl LogWriter {
     /// Cuts the zeros off, so that the segment ends with its last record.
     fn seal(&mut self) -> Result<(), LogError> {
         let at = self.at;
-        self.on_all(|target| {
+        self.on_all(|_, target| {
             target.file.set_len(at).map_err(LogError::io("cut", &target.path))?;
             target.file.sync_data().map_err(LogError::io("sync", &target.path))
         })
@@ -210,19 +233,36 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Does `op` in each directory; those where it fails leave the set.
-    fn on_all(&mut self, mut op: impl FnMut(&Target) -> Result<(), LogError>) -> Result<(), LogError> {
-        let total = self.targets.len();
+    /// Does `op` in each directory, in all at the same time; those where it fails leave the set.
+    fn on_all(&mut self, op: impl Fn(&dyn Fs, &Target) -> Result<(), LogError> + Sync) -> Result<(), LogError> {
+        let (fs, total) = (&*self.fs, self.targets.len());
+        let outcomes = self.work.each(self.targets.iter().collect(), |target: &Target| op(fs, target));
+        let mut outcomes = outcomes.into_iter();
         let mut last_error = None;
-        self.targets.retain(|target| match op(target) {
-            Ok(()) => true,
-            Err(error) => {
+        self.targets.retain(|target| match outcomes.next() {
+            Some(Err(error)) => {
                 tracing::error!(dir = %target.dir.root().display(), %error, "metadata directory dropped");
                 last_error = Some(error);
                 false
             }
+            _ => true,
         });
         if self.targets.len() < total { self.shrink(last_error) } else { Ok(()) }
+    }
+
+    /// Leaves out a directory in which something else failed (an image could not be written); the last one stays.
+    pub fn drop_dir(&mut self, dir_id: &str) -> Result<(), LogError> {
+        let is_it = |target: &Target| target.dir.id() == dir_id;
+        if self.targets.len() < 2 || !self.targets.iter().any(is_it) {
+            return Ok(());
+        }
+        // What waits was promised to all of them.
+        self.flush()?;
+        if self.targets.len() < 2 || !self.targets.iter().any(is_it) {
+            return Ok(());
+        }
+        self.targets.retain(|target| !is_it(target));
+        self.shrink(None)
     }
 
     /// Makes the smaller set and a new epoch durable in the directories that are left, until that works in all of them.
@@ -237,7 +277,7 @@ impl LogWriter {
             let set: Vec<String> = self.targets.iter().map(|target| target.dir.id().to_owned()).collect();
             let total = self.targets.len();
             let (fs, facts) = (&*self.fs, &self.facts);
-            self.targets.retain(|target| match target.dir.write_version(fs, facts, true, &set) {
+            self.targets.retain(|target| match target.dir.write_version(fs, facts, DirState::Ready, &set) {
                 Ok(()) => true,
                 Err(source) => {
                     let path = target.dir.root().join("VERSION");

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::transport::server::Connected;
 
 use super::service::BARE_GRPC;
+use crate::journal::JournalStatus;
 
 /// After a failed accept (no descriptors left, say) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -73,8 +74,10 @@ pub struct Door {
     pub env: Env,
     /// The port.
     pub listener: Listener,
-    /// What callers are told, and checked against.
-    pub identity: ServerIdentity,
+    /// The cluster: callers of another one are refused.
+    pub cluster_id: String,
+    /// Tells the epoch of the moment.
+    pub journal: watch::Receiver<JournalStatus>,
     /// Most connections at a time.
     pub max_connections: usize,
     /// Where gRPC connections go.
@@ -85,8 +88,8 @@ pub struct Door {
 
 /// Accepts until told to stop. A slow or silent peer holds up nobody: each connection finds its way in a task of its own.
 pub async fn accept(door: Door) {
-    let Door { env, listener, identity, max_connections, served, mut stop } = door;
-    let (room, identity) = (Arc::new(Semaphore::new(max_connections)), Arc::new(identity));
+    let Door { env, listener, cluster_id, journal, max_connections, served, mut stop } = door;
+    let room = Arc::new(Semaphore::new(max_connections));
     loop {
         let accepted = tokio::select! { biased;
             // An error means that nobody is left who could stop us later.
@@ -105,14 +108,17 @@ pub async fn accept(door: Door) {
             tracing::warn!(peer = %conn.peer_addr(), max_connections, "connection turned away: too many are open");
             continue;
         };
-        tokio::spawn(admit(env.clone(), conn, Arc::clone(&identity), served.clone(), counted));
+        // Read anew for each: it rises when a metadata directory is dropped.
+        let epoch = journal.borrow().epoch.0;
+        let identity = ServerIdentity { cluster_id: cluster_id.clone(), epoch };
+        tokio::spawn(admit(env.clone(), conn, identity, served.clone(), counted));
     }
 }
 
 async fn admit(
     env: Env,
     conn: Conn,
-    identity: Arc<ServerIdentity>,
+    identity: ServerIdentity,
     served: mpsc::Sender<io::Result<ServedConn>>,
     counted: OwnedSemaphorePermit,
 ) {

@@ -174,6 +174,10 @@ impl Checkpoint {
         self.newest = written.txid;
         self.newest_ms = clock.mono_ms();
         core.set_last_checkpoint(written.txid);
+        if !written.failed.is_empty() {
+            // They cannot be started from as the others can. The log would have found out at its next failure there.
+            let _ = journal.drop_dirs(written.failed).await;
+        }
         if written.purge > TxId(0) {
             // The journal may have stopped: then the owner ends anyway.
             let _ = journal.purge(written.purge).await;

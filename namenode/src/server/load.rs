@@ -12,8 +12,8 @@ use prost::Message;
 use crate::core::{Command, Core, CoreSettings, Now};
 use crate::image::{list_images, read_image, remove_leftovers};
 use crate::journal::{
-    ClusterFacts, DirSet, Found, LAYOUT, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail, list_segments,
-    open_set, read_log,
+    ClusterFacts, DirSet, DirState, Found, LAYOUT, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail,
+    list_segments, open_set, read_log,
 };
 
 /// What a start needs.
@@ -61,7 +61,15 @@ fn now(clock: &Clock) -> Now {
 pub fn load(plan: &LoadPlan, new_id: &mut dyn FnMut() -> String) -> Result<Loaded> {
     let set = open_set(&*plan.fs, &plan.dirs, plan.accept_missing_dir, new_id)?;
     match set.facts.clone() {
-        None => format(plan, &set, new_id),
+        None => {
+            let restoring = |one: &&Found| one.version.as_ref().is_some_and(|v| v.state == DirState::Restoring);
+            if let Some(one) = set.found.iter().find(restoring) {
+                let dir = one.dir.root().display();
+                let text = format!("a restore into {dir} was interrupted: give --restore FILE again, or empty it");
+                return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(dir.to_string()));
+            }
+            format(plan, &set, new_id)
+        }
         Some(facts) => load_set(plan, &set, facts),
     }
 }
@@ -72,7 +80,7 @@ fn format(plan: &LoadPlan, set: &DirSet, new_id: &mut dyn FnMut() -> String) -> 
     let dirs: Vec<Arc<MetaDir>> = set.found.iter().map(|one| Arc::clone(&one.dir)).collect();
     for dir in &dirs {
         // `VERSION` first: a crash from here on leaves a directory that says it is not ready.
-        write_version(plan, dir, &facts, false, &dirs)?;
+        write_version(plan, dir, &facts, DirState::New, &dirs)?;
         dir.clear(&*plan.fs).map_err(|error| Error::io(format!("cannot format {}", dir.root().display()), &error))?;
     }
     let mut commands = Vec::new();
@@ -85,7 +93,7 @@ fn format(plan: &LoadPlan, set: &DirSet, new_id: &mut dyn FnMut() -> String) -> 
     core.start(now(&plan.clock), facts.epoch, &mut commands);
     append_all(&mut writer, commands)?;
     for dir in &dirs {
-        write_version(plan, dir, &facts, true, &dirs)?;
+        write_version(plan, dir, &facts, DirState::Ready, &dirs)?;
     }
     Ok(Loaded { core, writer, facts, image: TxId(0), replayed: 0, is_new: true })
 }
@@ -94,11 +102,11 @@ fn write_version(
     plan: &LoadPlan,
     dir: &MetaDir,
     facts: &ClusterFacts,
-    ready: bool,
+    state: DirState,
     set: &[Arc<MetaDir>],
 ) -> Result<()> {
     let ids: Vec<String> = set.iter().map(|dir| dir.id().to_owned()).collect();
-    dir.write_version(&*plan.fs, facts, ready, &ids).map_err(|error| {
+    dir.write_version(&*plan.fs, facts, state, &ids).map_err(|error| {
         let path = dir.root().join("VERSION").display().to_string();
         Error::io(format!("cannot write {path}"), &error).with_subject(path)
     })
@@ -146,7 +154,9 @@ fn load_set(plan: &LoadPlan, set: &DirSet, mut facts: ClusterFacts) -> Result<Lo
     };
     let mut core = read.core;
     facts.epoch = facts.epoch.max(read.end.epoch).max(read.epoch);
-    if set.changed {
+    if set.left_out {
+        facts.epoch = facts.epoch.next_future();
+    } else if set.changed {
         facts.epoch = facts.epoch.next();
     }
     if let Some(tail) = &read.end.tail {
@@ -161,7 +171,7 @@ fn load_set(plan: &LoadPlan, set: &DirSet, mut facts: ClusterFacts) -> Result<Lo
     fill_others(plan, set, source, &facts, &read.end)?;
     let dirs: Vec<Arc<MetaDir>> = set.found.iter().map(|one| Arc::clone(&one.dir)).collect();
     for dir in &dirs {
-        write_version(plan, dir, &facts, true, &dirs)?;
+        write_version(plan, dir, &facts, DirState::Ready, &dirs)?;
     }
     let at = (read.end.last, read.end.chain);
     let mut writer = LogWriter::create(Arc::clone(&plan.fs), dirs, facts.clone(), plan.sizes, at)?;
@@ -264,7 +274,7 @@ fn fill_others(plan: &LoadPlan, set: &DirSet, source: &Found, facts: &ClusterFac
             dir = %one.dir.root().display(), from = %source.dir.root().display(),
             "metadata directory is behind: filled from another one"
         );
-        write_version(plan, &one.dir, facts, false, &dirs)?;
+        write_version(plan, &one.dir, facts, DirState::New, &dirs)?;
         copy_dir(&*plan.fs, &source.dir, &one.dir)?;
     }
     Ok(())

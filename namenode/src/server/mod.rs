@@ -31,7 +31,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::Env;
-use cairn_common::net::opening::ServerIdentity;
 use cairn_common::net::rpc::MAX_RPC_BYTES;
 use cairn_common::process;
 use cairn_common::work::OwnerHandle;
@@ -44,7 +43,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::http;
 use crate::image::Imager;
-use crate::journal::{Journal, LogSizes};
+use crate::journal::{Journal, JournalStatus, LogSizes};
 use crate::settings::NamenodeSettings;
 
 pub use handle::OwnerRef;
@@ -117,8 +116,8 @@ impl Namenode {
         let owner_thread = env.work.owner("nn-owner", run).map_err(threads)?;
         let (stop, stopped) = watch::channel(false);
         let (rpc_addr, http_addr) = (listener.local_addr(), http_listener.as_ref().map(|one| one.local_addr()));
-        let identity = ServerIdentity { cluster_id: facts.cluster_id.clone(), epoch: facts.epoch.0 };
-        let mut tasks = serve_rpc(&env, &settings, listener, identity, &owner, stopped.clone());
+        let facts_of_door = (facts.cluster_id.clone(), journal_status.clone());
+        let mut tasks = serve_rpc(&env, &settings, listener, facts_of_door, &owner, stopped.clone());
         if let Some(listener) = http_listener {
             let state = http::State {
                 env: env.clone(),
@@ -174,7 +173,7 @@ fn serve_rpc(
     env: &Env,
     settings: &NamenodeSettings,
     listener: cairn_common::net::Listener,
-    identity: ServerIdentity,
+    (cluster_id, journal): (String, watch::Receiver<JournalStatus>),
     owner: &OwnerRef,
     mut stopped: watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
@@ -182,7 +181,8 @@ fn serve_rpc(
     let door = accept::Door {
         env: env.clone(),
         listener,
-        identity,
+        cluster_id,
+        journal,
         max_connections: settings.max_connections,
         served,
         stop: stopped.clone(),

@@ -383,13 +383,18 @@ impl Owner {
 
     /// Lets go what became durable, and gives the journal the new edits.
     async fn upkeep(&mut self, status: &mut watch::Receiver<JournalStatus>, journal: &Journal) -> Result<()> {
-        let durable = {
+        let (durable, epoch) = {
             let status = status.borrow_and_update();
             match &status.failed {
                 Some(error) => return Err(error.to_error()),
-                None => status.durable,
+                None => (status.durable, status.epoch),
             }
         };
+        if epoch > self.core.epoch() {
+            // A directory was dropped. The new epoch is durable already; datanodes learn it with their next heartbeat, so
+            // that they refuse whoever starts from the dropped directory.
+            self.event(Event::EpochRaised { epoch });
+        }
         if durable > self.hold.durable() {
             for item in self.hold.advance(durable) {
                 self.send(item);

@@ -314,6 +314,12 @@ async fn a_lost_directory_costs_nothing_and_both_lost_end_the_namenode() {
     gone(&disk, "/disk2/");
     mkdir(&mut client, "/b").await.unwrap();
     let before = tree(&mut client).await;
+    // Whoever connects or reports from now on learns the new epoch.
+    let hello = pb::Hello { user: "x".into(), role: "client".into(), ..Default::default() };
+    let addr = namenode.rpc_addr.to_string();
+    let (_, reply) = rpc::channel(&env.net, &addr, hello, RpcOptions::default()).await.unwrap();
+    let report = client.cluster_report(pb::ClusterReportRequest {}).await.unwrap().into_inner();
+    assert_eq!((reply.epoch, report.epoch), (2, 2));
     gone(&disk, "/disk1/");
     let failed = namenode.failed();
     assert!(mkdir(&mut client, "/c").await.is_err(), "not answered as done");
@@ -321,6 +327,8 @@ async fn a_lost_directory_costs_nothing_and_both_lost_end_the_namenode() {
     assert!(namenode.shutdown().await.is_err());
 
     disk.clear_faults();
+    let stale = Namenode::start(env.clone(), settings(&dirs[1..])).await.err().unwrap();
+    assert!(stale.message().contains("may be behind it"), "{stale}");
     let namenode = start(&env, &dirs).await;
     let mut client = connect(&env, &namenode).await;
     let after = tree(&mut client).await;

@@ -13,6 +13,8 @@ struct Faults {
     failing: Vec<PathBuf>,
     /// Every sync so far.
     syncs: Vec<PathBuf>,
+    /// Syncs that were asked for, those that wait at the gate included.
+    asked: usize,
 }
 
 /// See the module.
@@ -36,6 +38,11 @@ impl FaultyFs {
         self.faults.lock().unwrap().syncs.iter().filter(|synced| synced.starts_with(path)).count()
     }
 
+    /// Syncs that were asked for so far.
+    pub fn waiting(&self) -> usize {
+        self.faults.lock().unwrap().asked
+    }
+
     /// No sync returns before the gate is dropped.
     pub fn block_syncs(&self) -> Gate {
         *self.gate.0.lock().unwrap() = true;
@@ -43,6 +50,7 @@ impl FaultyFs {
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {
+        self.faults.lock().unwrap().asked += 1;
         drop(self.gate.1.wait_while(self.gate.0.lock().unwrap(), |closed| *closed).unwrap());
         let mut faults = self.faults.lock().unwrap();
         faults.syncs.push(path.to_owned());
