@@ -287,6 +287,28 @@ pub fn write_atomic(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs.sync_dir(folder)
 }
 
+/// Makes a folder and its parents, and makes their names durable: what is synced in a folder whose own name is lost is lost. That a
+/// folder exists says nothing: whoever made it may have died before the sync.
+pub fn make_dir(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+    let mut made = Vec::new();
+    for ancestor in path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        if fs.metadata(ancestor)?.is_none() {
+            made.push(ancestor);
+        }
+    }
+    fs.create_dir_all(path)?;
+    for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+        let Some(above) = folder.parent() else { continue };
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match fs.sync_dir(above) {
+            Err(error) if made.contains(&folder) => return Err(error),
+            // One that was there before us may not be ours to open.
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The whole of a file; refuses one longer than `limit` bytes.
 pub fn read_all(fs: &dyn Fs, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = fs.open(path, OpenMode::Read)?;

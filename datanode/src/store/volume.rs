@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cairn_common::Env;
-use cairn_common::durable::{Fs, Lock};
+use cairn_common::durable::{Fs, Lock, make_dir};
 use cairn_proto::blockfile;
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result};
@@ -82,14 +82,14 @@ impl Volume {
     pub fn lock(fs: &Arc<dyn Fs>, root: &Path) -> Result<(Box<dyn Lock>, Option<Version>)> {
         let shown = root.display();
         let failed = |error: io::Error| Error::io(&shown, &error);
-        if fs.metadata(root).map_err(failed)?.is_some_and(|found| !found.is_dir) {
+        let found = fs.metadata(root).map_err(failed)?;
+        if found.is_some_and(|found| !found.is_dir) {
             let text = format!("{shown} is not a folder");
             return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(shown.to_string()));
         }
-        fs.create_dir_all(root).map_err(failed)?;
         let version = Version::read(&**fs, root)?;
         if version.is_none() {
-            let names = fs.read_dir(root).map_err(failed)?;
+            let names = if found.is_some() { fs.read_dir(root).map_err(failed)? } else { Vec::new() };
             let foreign =
                 names.iter().find(|e| !["in_use.lock", "lost+found", "VERSION.tmp"].contains(&e.name.as_str()));
             if let Some(found) = foreign {
@@ -99,6 +99,7 @@ impl Volume {
                 );
                 return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(shown.to_string()));
             }
+            make_dir(&**fs, root).map_err(failed)?;
         }
         fs.restrict(root).map_err(failed)?;
         let Some(lock) = fs.lock(&root.join("in_use.lock")).map_err(failed)? else {

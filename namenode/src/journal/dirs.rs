@@ -25,7 +25,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cairn_common::durable::{Fs, Lock, OpenMode, read_all, write_atomic};
+use cairn_common::durable::{Fs, Lock, OpenMode, make_dir, read_all, write_atomic};
 use cairn_proto::ids::Epoch;
 use cairn_proto::{Error, ErrorCode, Result};
 
@@ -349,18 +349,18 @@ fn open_dir(fs: &dyn Fs, path: &Path, new_id: &mut dyn FnMut() -> String) -> Res
     let failed = |doing: &str, error: &std::io::Error| {
         Error::io(format!("cannot {doing} metadata directory {}", path.display()), error).with_subject(subject.clone())
     };
-    match fs.metadata(path).map_err(|error| failed("look at", &error))? {
-        Some(metadata) if !metadata.is_dir => {
-            let text = format!("{} is a file, not a directory", path.display());
-            return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(subject));
-        }
-        Some(_) => {}
-        None => make_dir(fs, path).map_err(|error| failed("make", &error))?,
+    let there = fs.metadata(path).map_err(|error| failed("look at", &error))?;
+    if there.is_some_and(|there| !there.is_dir) {
+        let text = format!("{} is a file, not a directory", path.display());
+        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(subject));
     }
     // Looked at before anything is changed in it: a directory of somebody else stays untouched.
     let version = read_version(fs, path)?;
     if version.is_none() {
-        let entries = fs.read_dir(path).map_err(|error| failed("list", &error))?;
+        let entries = match there {
+            Some(_) => fs.read_dir(path).map_err(|error| failed("list", &error))?,
+            None => Vec::new(),
+        };
         if let Some(entry) = entries.iter().find(|entry| !HARMLESS.contains(&entry.name.as_str())) {
             let text = format!(
                 "{} is not empty and no metadata directory (it holds \"{}\"): give an empty or new one",
@@ -369,6 +369,7 @@ fn open_dir(fs: &dyn Fs, path: &Path, new_id: &mut dyn FnMut() -> String) -> Res
             );
             return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(subject));
         }
+        make_dir(fs, path).map_err(|error| failed("make", &error))?;
     }
     let lock = take_lock(fs, path)?;
     fs.restrict(path).map_err(|error| failed("restrict", &error))?;
@@ -376,23 +377,6 @@ fn open_dir(fs: &dyn Fs, path: &Path, new_id: &mut dyn FnMut() -> String) -> Res
     let version = read_version(fs, path)?;
     let dir_id = version.as_ref().map_or_else(new_id, |version| version.dir_id.clone());
     Ok(Found { dir: Arc::new(MetaDir { root: path.to_owned(), dir_id, _lock: lock }), version })
-}
-
-/// Makes a folder and its parents, and makes their names durable: what is synced in a folder whose own name is lost is lost.
-fn make_dir(fs: &dyn Fs, path: &Path) -> std::io::Result<()> {
-    let mut missing = Vec::new();
-    for ancestor in path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
-        if fs.metadata(ancestor)?.is_some() {
-            break;
-        }
-        missing.push(ancestor);
-    }
-    fs.create_dir_all(path)?;
-    for made in missing {
-        let folder = made.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs.sync_dir(folder)?;
-    }
-    Ok(())
 }
 
 fn read_version(fs: &dyn Fs, path: &Path) -> Result<Option<Version>> {
