@@ -1,9 +1,11 @@
 //! Cairn's client library.
 //!
+//! * [`check`]: a load that checks every answer, for `cairn chaos` and the suites
 //! * [`fs`]: [`fs::FileSystem`], the files of a cluster: open, create, list, rename, block locations, ...
 //! * [`job`]: running jobs on the nodes that hold their input
 //! * [`mapreduce`]: the programs that jobs run, and the machinery between map and reduce
 
+pub mod check;
 pub mod fs;
 pub mod job;
 pub mod mapreduce;

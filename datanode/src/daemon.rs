@@ -82,7 +82,7 @@ impl Datanode {
             transfer: Arc::clone(&transfer),
             commands: Commands::start(&transfer),
             host,
-            address: address.clone(),
+            address: settings.advertise.clone().unwrap_or_else(|| address.clone()),
             http_address: http_addr.clone().unwrap_or_default(),
             load,
             fatal,

@@ -186,6 +186,17 @@ async fn write(addr: &str, block: BlockId, data: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_advertised_address_is_the_one_that_is_registered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut namenode = Namenode::start("cluster-1").await;
+    let advertise = Some("gateway:9866".to_owned());
+    let node = start(DatanodeSettings { advertise, ..node_settings(dir.path(), &namenode.addr) }).await.unwrap();
+    assert_eq!(namenode.registered().await.address, "gateway:9866");
+    assert_ne!(node.addr, "gateway:9866");
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registers_reports_before_the_ack_and_carries_out_orders() {
     let dir = tempfile::tempdir().unwrap();
     let mut namenode = Namenode::start("cluster-1").await;

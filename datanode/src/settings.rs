@@ -17,6 +17,9 @@ pub struct DatanodeSettings {
     pub dirs: Vec<PathBuf>,
     /// Data port, "IP:PORT" (port 0 takes a free one).
     pub listen: String,
+    /// Address told to the namenode, and by it to clients and other nodes, "HOST:PORT"; none: the one of `listen`. For a node behind NAT, a
+    /// port forward or a proxy; nobody checks that it leads back here.
+    pub advertise: Option<String>,
     /// Where `/metrics` and `/health` are served; none: nowhere.
     pub http: Option<String>,
     /// Name shown to people and schedulers; none: the machine's.
@@ -55,6 +58,7 @@ impl Default for DatanodeSettings {
             namenode: "127.0.0.1:8020".into(),
             dirs: Vec::new(),
             listen: "127.0.0.1:9866".into(),
+            advertise: None,
             http: None,
             host: None,
             rack: "/default-rack".into(),
@@ -85,8 +89,9 @@ impl DatanodeSettings {
         if let Some(http) = &self.http {
             net::check_listen(http, self.insecure)?;
         }
-        if self.namenode.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-            return Err(invalid(format!("namenode: {:?} is not HOST:PORT", self.namenode)));
+        check_address("namenode", &self.namenode)?;
+        if let Some(advertise) = &self.advertise {
+            check_address("advertise", advertise)?;
         }
         self.check_dirs()?;
         check_rack(&self.rack)?;
@@ -141,6 +146,13 @@ impl DatanodeSettings {
     }
 }
 
+fn check_address(key: &str, address: &str) -> Result<()> {
+    match address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+        Some((host, Ok(1..))) if !host.is_empty() => Ok(()),
+        _ => Err(invalid(format!("{key}: {address:?} is not HOST:PORT"))),
+    }
+}
+
 /// A rack is a path of one or more plain names.
 fn check_rack(rack: &str) -> Result<()> {
     let plain = |part: &str| {
@@ -166,6 +178,8 @@ mod tests {
             (DatanodeSettings { rack: "r".into(), ..good.clone() }, "rack"),
             (DatanodeSettings { rack: "/a//b".into(), ..good.clone() }, "rack"),
             (DatanodeSettings { namenode: "nn".into(), ..good.clone() }, "namenode"),
+            (DatanodeSettings { advertise: Some("outside".into()), ..good.clone() }, "advertise"),
+            (DatanodeSettings { advertise: Some("outside:0".into()), ..good.clone() }, "advertise"),
             (DatanodeSettings { listen: "0.0.0.0:1".into(), ..good.clone() }, "--insecure"),
             (DatanodeSettings { max_transfers: 0, ..good.clone() }, "max_transfers"),
             (DatanodeSettings { capacity_bytes: Some(5), ..good.clone() }, "capacity_bytes"),

@@ -92,6 +92,15 @@ pub struct Member {
     environment: Vec<(String, String)>,
 }
 
+impl Member {
+    /// One that runs when it is started with `command`; until then its process is ours.
+    pub(crate) fn by_hand(id: &str, addr: &str, rack: &str, dir: PathBuf, command: Vec<String>) -> Self {
+        let environment = std::env::vars().filter(|(key, _)| !key.starts_with("CAIRN_")).collect();
+        let process = Process::of(std::process::id()).unwrap();
+        Self { id: id.into(), addr: addr.into(), rack: rack.into(), dir, process, command, environment }
+    }
+}
+
 /// A running cluster; see the module.
 pub struct Cluster {
     folder: TempDir,
@@ -110,19 +119,19 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster and waits until it is ready.
     pub fn start(options: ClusterOptions) -> Self {
+        let mut cluster = Self::bare(options);
+        cluster.start_supervisor();
+        cluster
+    }
+
+    /// Folder, ports and settings; nothing runs.
+    pub(crate) fn bare(options: ClusterOptions) -> Self {
         let folder = tempfile::Builder::new().prefix("cairn-test-").tempdir().unwrap();
         let ports = PortRange::take();
         std::fs::write(folder.path().join("cairn.toml"), options.settings()).unwrap();
-        let nobody = Member {
-            id: "namenode".into(),
-            addr: format!("127.0.0.1:{}", ports.base()),
-            rack: String::new(),
-            dir: PathBuf::new(),
-            process: Process::of(std::process::id()).unwrap(),
-            command: Vec::new(),
-            environment: Vec::new(),
-        };
-        let mut cluster = Self {
+        let addr = format!("127.0.0.1:{}", ports.base());
+        let nobody = Member::by_hand("namenode", &addr, "", PathBuf::new(), Vec::new());
+        Self {
             folder,
             ports,
             options,
@@ -131,9 +140,12 @@ impl Cluster {
             datanodes: Vec::new(),
             children: Vec::new(),
             starts: 0,
-        };
-        cluster.start_supervisor();
-        cluster
+        }
+    }
+
+    /// Its range of ports.
+    pub(crate) fn ports(&self) -> &PortRange {
+        &self.ports
     }
 
     /// Three datanodes in two racks.

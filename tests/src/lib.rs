@@ -4,6 +4,8 @@
 //! * [`cluster`]: a [`Cluster`] of real processes: started, killed, stopped, started again, cleaned up
 //! * [`run`]: one command, its exit code and its output ([`Run`])
 //! * [`data`]: seeded bytes and text, checksums
+//! * [`proxy`]: a TCP proxy that cuts, holds, slows and alters what passes; [`wired`]: a cluster with one on every connection
+//! * [`stage`]: a cluster under a load that checks every answer, for the chaos suite
 //! * [`wait`]: conditions with a deadline, in the place of sleeps
 //!
 //! A test names the behaviour that it shows. All clusters of one machine can run at once: each takes a range of ports of its own.
@@ -20,8 +22,11 @@ pub mod cluster;
 pub mod data;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod run;
+pub mod stage;
 pub mod wait;
+pub mod wired;
 
 pub use cluster::{Cluster, ClusterOptions, Member};
 pub use run::Run;

@@ -35,6 +35,11 @@ impl Process {
         threads.flatten().filter_map(state).any(is_alive)
     }
 
+    /// Its state as `/proc` tells it: `T` for stopped; nothing if it is gone.
+    pub fn state(&self) -> Option<char> {
+        stat(self.pid).filter(|(_, started)| *started == self.started).map(|(state, _)| state)
+    }
+
     /// Sends a signal; nothing if the process is gone.
     pub fn signal(&self, signal: i32) {
         if self.runs() {

@@ -17,12 +17,14 @@ use cairn_client::fs::{ClientSettings, ErrorCode, FileSystem, NodeReport, NodeSt
 use cairn_common::{Env, process};
 use tokio::process::{Child, Command};
 
-use crate::output::{Outcome, failure};
+use crate::output::{Failure, Outcome, failure};
 use crate::show::{LocalDatanodeJson, LocalJson, LocalNamenodeJson};
 use crate::stream::local_error;
 
 /// Tells a child whose end is its own.
 const PARENT: &str = "CAIRN_PARENT";
+/// What a daemon locks in its folder.
+const IN_USE: &str = "in_use.lock";
 /// The namenode's port if nobody says.
 const BASE_PORT: u16 = 8020;
 /// The namenode serves metrics on this many ports above.
@@ -34,6 +36,9 @@ const START_LIMIT_MS: u64 = 60_000;
 /// A child that has not ended by then is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Processes of a cluster that was killed a moment ago still end: for so long a taken port or folder may be theirs.
+const PREDECESSOR_LIMIT_MS: u64 = 2_000;
+const PREDECESSOR_LOOK: Duration = Duration::from_millis(50);
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
 /// In a child of [`Cluster::start`]: die when the parent does. Call it first of all, on the main thread.
@@ -85,30 +90,51 @@ pub struct Cluster {
 
 impl Cluster {
     /// Makes the folders and takes the lock; nothing runs yet.
-    pub fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
-        Ok(Self { env: env.clone(), members: Vec::new(), http: String::new(), _lock: prepare(env, &plan.dir)? })
+    pub async fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
+        let lock = patiently(env, || prepare(env, &plan.dir)).await?;
+        Ok(Self { env: env.clone(), members: Vec::new(), http: String::new(), _lock: lock })
     }
 
     /// Starts all children and returns when the namenode is out of safe mode and every datanode is registered. Whether this ends well,
     /// badly or not at all: [`Cluster::stop`] ends what runs.
     pub async fn start(&mut self, plan: &Plan) -> Outcome {
-        let Addresses { namenode, http, datanodes } = addresses(plan)?;
+        let Addresses { namenode, http, datanodes } = patiently(&self.env, || addresses(plan)).await?;
         self.http = http.to_string();
         let args = ["namenode", "--listen", &namenode.to_string(), "--http", &self.http].map(str::to_owned);
-        self.spawn(plan, "namenode", namenode, "", args.into())?;
+        self.spawn(plan, "namenode", namenode, "", args.into()).await?;
         for (at, address) in datanodes.iter().enumerate() {
             let name = format!("dn{}", at + 1);
             let rack = format!("/rack{}", at % usize::from(plan.racks) + 1);
             let args = ["datanode", "--namenode", &namenode.to_string(), "--listen", &address.to_string()];
             let named = ["--name", &name, "--rack", &rack];
             let args = args.iter().chain(&named).map(|arg| (*arg).to_owned()).collect();
-            self.spawn(plan, &name, *address, &rack, args)?;
+            self.spawn(plan, &name, *address, &rack, args).await?;
         }
         self.wait_until_ready().await
     }
 
-    fn spawn(&mut self, plan: &Plan, name: &str, address: SocketAddr, rack: &str, mut args: Vec<String>) -> Outcome {
+    /// Waits a little while a member of the cluster before this one still holds the folder; the child itself says so if that is not enough.
+    async fn until_unused(&self, dir: &Path) {
+        let lock = dir.join(IN_USE);
+        let held = || match self.env.fs.lock(&lock) {
+            Ok(None) => Err(failure(ErrorCode::Busy, "in use")),
+            _ => Ok(()),
+        };
+        if matches!(self.env.fs.metadata(&lock), Ok(Some(_))) {
+            let _ = patiently(&self.env, held).await;
+        }
+    }
+
+    async fn spawn(
+        &mut self,
+        plan: &Plan,
+        name: &str,
+        address: SocketAddr,
+        rack: &str,
+        mut args: Vec<String>,
+    ) -> Outcome {
         let dir = plan.dir.join(name);
+        self.until_unused(&dir).await;
         args.extend(["--dir".into(), dir.display().to_string()]);
         args.extend(plan.flags.iter().cloned());
         let program = std::env::current_exe()
@@ -269,7 +295,20 @@ fn prepare(env: &Env, dir: &Path) -> Outcome<Box<dyn cairn_common::durable::Lock
     env.fs.create_dir_all(&dir.join("logs")).map_err(wrong)?;
     match env.fs.lock(&dir.join("local.lock")).map_err(wrong)? {
         Some(lock) => Ok(lock),
-        None => Err(failure(ErrorCode::Io, format!("another `cairn local` runs in {}", dir.display()))),
+        None => Err(failure(ErrorCode::Busy, format!("another `cairn local` runs in {}", dir.display()))),
+    }
+}
+
+/// Repeats what finds something in use, for as long as the processes of a cluster that was just killed may need to end.
+async fn patiently<T>(env: &Env, mut attempt: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+    let deadline_ms = env.clock.mono_ms() + PREDECESSOR_LIMIT_MS;
+    loop {
+        match attempt() {
+            Err(Failure::Error(error)) if error.code() == ErrorCode::Busy && env.clock.mono_ms() < deadline_ms => {
+                env.clock.sleep(PREDECESSOR_LOOK).await;
+            }
+            other => return other,
+        }
     }
 }
 
@@ -293,7 +332,7 @@ fn addresses(plan: &Plan) -> Outcome<Addresses> {
         let listener = TcpListener::bind(wanted).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 let text = format!("{wanted} is in use: choose other ports with --base-port (0: any that are free)");
-                failure(ErrorCode::InvalidArgument, text)
+                failure(ErrorCode::Busy, text)
             }
             _ => failure(ErrorCode::Io, format!("cannot listen on {wanted}: {error}")),
         })?;
@@ -371,7 +410,7 @@ mod tests {
         let (dir, taken) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let base_port = Some(taken.local_addr().unwrap().port());
         let plan = Plan { dir: dir.path().into(), datanodes: 1, racks: 1, base_port, flags: Vec::new() };
-        let mut cluster = Cluster::prepare(&Env::system(), &plan).unwrap();
+        let mut cluster = Cluster::prepare(&Env::system(), &plan).await.unwrap();
         assert!(cluster.start(&plan).await.is_err());
         cluster.stop().await;
     }

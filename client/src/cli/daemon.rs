@@ -63,6 +63,7 @@ pub async fn datanode(context: &Context, args: &DatanodeArgs) -> Outcome {
     given_dirs(&mut settings.dirs, &args.dir);
     given(&mut settings.listen, args.listen.clone());
     settings.http = args.http.clone().or(settings.http);
+    settings.advertise = args.advertise.clone().or(settings.advertise);
     settings.host = args.name.clone().or(settings.host);
     given(&mut settings.rack, args.rack.clone());
     settings.capacity_bytes = args.capacity.or(settings.capacity_bytes);

@@ -27,7 +27,7 @@ pub async fn demo(context: &mut Context, args: &DemoArgs) -> Outcome {
     let mut stop = std::pin::pin!(process::shutdown_signal());
     let dir = temporary_folder(context, "cairn-demo")?;
     let plan = Plan { dir, datanodes: args.datanodes, racks: args.racks, base_port: Some(0), flags: Vec::new() };
-    let mut cluster = Cluster::prepare(&context.env, &plan)?;
+    let mut cluster = Cluster::prepare(&context.env, &plan).await?;
     let outcome = tokio::select! {
         biased;
         () = &mut stop => Err(Failure::Exit(130)),

@@ -39,7 +39,7 @@ pub async fn local(context: &mut Context, args: &LocalArgs) -> Outcome {
         flags: flags_for_children(context)?,
     };
     let env = context.env.clone();
-    let mut cluster = Cluster::prepare(&env, &plan)?;
+    let mut cluster = Cluster::prepare(&env, &plan).await?;
     let outcome = async {
         cluster.start(&plan).await?;
         announce(context, &cluster, &plan)?;

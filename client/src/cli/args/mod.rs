@@ -224,6 +224,9 @@ pub struct DatanodeArgs {
     /// Where to listen [default: 127.0.0.1:9866]
     #[arg(long, value_name = "A:P", value_parser = address)]
     pub listen: Option<String>,
+    /// The address that others reach it at, behind NAT or a forwarded port [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    pub advertise: Option<String>,
     /// Serve metrics over HTTP there [default: nowhere]
     #[arg(long, value_name = "A:P", value_parser = address)]
     pub http: Option<String>,

@@ -1,0 +1,273 @@
+//! The tasks of a load, and the judge of what is left of it.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use cairn_common::entropy::Entropy;
+
+use super::content::Content;
+use super::ledger::{Entry, Fate};
+use super::{Books, Shared, may_be_absent, name};
+use crate::fs::{CreateOptions, Error, ErrorKind, FileSystem, RenameMode, Result};
+
+/// A piece that a writer hands over, or a reader asks for.
+const PIECE: u64 = 100_000;
+
+/// One task.
+pub(super) struct Worker {
+    pub shared: Arc<Shared>,
+    pub fs: FileSystem,
+    pub random: Entropy,
+    /// Its files are below.
+    pub name: String,
+}
+
+/// What a read found.
+enum Found {
+    /// As much as this, all of it right.
+    Right(u64),
+    /// It is not there.
+    Absent,
+    /// Wrong bytes, or fewer or more than promised.
+    Wrong(String),
+}
+
+impl Worker {
+    /// Writes, renames and deletes until the load ends.
+    pub async fn write_on(self) {
+        let mut number = 0;
+        if let Err(error) = self.fs.mkdirs(&self.name, 0o755).await {
+            self.shared.books().tally.error(error.to_string());
+        }
+        let prefix = format!("{}/", self.name);
+        while !self.shared.stopping() {
+            let many = self.shared.books().ledger.acked_below(&prefix) >= self.shared.load.files_per_writer;
+            match self.random.below(10) {
+                _ if many => self.delete(&prefix).await,
+                0 => self.delete(&prefix).await,
+                1 => self.rename(&prefix, number).await,
+                _ => {
+                    number += 1;
+                    self.write(&format!("{prefix}f{number}")).await;
+                }
+            }
+            self.shared.env.clock.sleep(self.shared.load.pause).await;
+        }
+    }
+
+    /// Reads closed files until the load ends.
+    pub async fn read_on(self) {
+        while !self.shared.stopping() {
+            let pinned = self.shared.books().ledger.pin(|count| self.random.below(count));
+            if let Some((path, entry)) = pinned {
+                let read = self.within(format!("read {path}"), self.read(&path, &entry)).await;
+                self.shared.books().ledger.unpin(&path);
+                if let Some(found) = read {
+                    self.note(&path, &entry, found);
+                }
+            }
+            self.shared.env.clock.sleep(self.shared.load.pause).await;
+        }
+    }
+
+    /// Runs an operation; `None` if it failed or is stuck, which is noted.
+    async fn within<T>(&self, what: String, operation: impl Future<Output = Result<T>>) -> Option<T> {
+        let clock = &self.shared.env.clock;
+        let started = clock.mono_ms();
+        let ended = clock.timeout(self.shared.load.limit, operation).await;
+        let mut books = self.shared.books();
+        let tally = &mut books.tally;
+        match ended {
+            Ok(result) => {
+                tally.longest_ms = tally.longest_ms.max(clock.mono_ms() - started);
+                match result {
+                    Ok(value) => Some(value),
+                    Err(error) => {
+                        tally.error(error.to_string());
+                        None
+                    }
+                }
+            }
+            Err(elapsed) => {
+                name(&mut tally.stuck, format!("{what}: {elapsed}"));
+                None
+            }
+        }
+    }
+
+    async fn write(&self, path: &str) {
+        let random = &self.random;
+        // Small files are as many as large ones, and none is empty now and then.
+        let scale = [1, 100, 10_000, self.shared.load.max_file_bytes, self.shared.load.max_file_bytes];
+        let most = scale[random.below(5) as usize].min(self.shared.load.max_file_bytes);
+        let content = Content { seed: random.next_u64(), length: random.below(most + 1) };
+        self.shared.books().ledger.begin(path, content);
+        let done = self.within(format!("write {path}"), self.write_file(path, content)).await;
+        if done.is_some() {
+            let mut books = self.shared.books();
+            books.ledger.set(path, Fate::Acked);
+            books.tally.files_written += 1;
+            books.tally.bytes_written += content.length;
+            return;
+        }
+        // The name stays open in the hands of this client: what was promised must be in it, then it goes.
+        self.shared.books().ledger.set(path, Fate::Cut);
+        let entry = self.shared.books().ledger.get(path);
+        if let Some(entry) = entry
+            && let Some(found) = self.within(format!("read {path} after a failed write"), self.read(path, &entry)).await
+        {
+            self.note(path, &entry, found);
+        }
+        self.shared.books().ledger.set(path, Fate::Leaving);
+        self.finish_delete(path).await;
+    }
+
+    async fn write_file(&self, path: &str, content: Content) -> Result<()> {
+        let load = &self.shared.load;
+        let options = CreateOptions {
+            block_size: load.block_size,
+            replication: load.replication,
+            compress: self.random.below(4) > 0,
+            ..Default::default()
+        };
+        let mut out = self.fs.create(path, options).await?;
+        let mut at = 0;
+        while at < content.length {
+            let end = content.length.min(at + 1 + self.random.below(2 * PIECE));
+            out.write(&content.bytes(at..end)).await?;
+            at = end;
+            match self.random.below(40) {
+                0 => out.flush().await?,
+                1 => out.sync().await?,
+                _ => continue,
+            }
+            self.shared.books().ledger.promise(path, at);
+        }
+        out.close().await?;
+        Ok(())
+    }
+
+    async fn delete(&self, prefix: &str) {
+        let taken = self.shared.books().ledger.take(prefix, |count| self.random.below(count), |_| Fate::Leaving);
+        if let Some(path) = taken {
+            self.finish_delete(&path).await;
+        }
+    }
+
+    async fn finish_delete(&self, path: &str) {
+        if self.within(format!("delete {path}"), self.fs.delete(path, false)).await.is_some() {
+            let mut books = self.shared.books();
+            books.ledger.set(path, Fate::Gone);
+            books.tally.deletions += 1;
+        }
+    }
+
+    async fn rename(&self, prefix: &str, number: u64) {
+        let to = format!("{prefix}moved{number}-{}", self.random.below(1 << 40));
+        let moving = Fate::Moving { to: to.clone() };
+        let taken = self.shared.books().ledger.take(prefix, |count| self.random.below(count), |_| moving);
+        let Some(from) = taken else { return };
+        let renamed = self.fs.rename(&from, &to, RenameMode::NoReplace);
+        if self.within(format!("rename {from}"), renamed).await.is_some() {
+            let mut books = self.shared.books();
+            books.ledger.moved(&from, &to);
+            books.tally.renames += 1;
+        }
+    }
+
+    /// Reads a file, or (now and then, if it is whole) some ranges of it, and compares.
+    async fn read(&self, path: &str, entry: &Entry) -> Result<Found> {
+        let mut file = match self.fs.open(path).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Absent),
+            Err(error) => return Err(error),
+        };
+        let (content, length) = (entry.content, file.length());
+        if entry.whole && length != content.length || length > content.length || length < entry.promised {
+            let text = format!("{path}: {length} bytes, of {} written and {} promised", content.length, entry.promised);
+            return Ok(Found::Wrong(text));
+        }
+        let wrong = |at| Found::Wrong(format!("{path}: a wrong byte at {at} of {length}"));
+        let mut verified = 0;
+        if entry.whole && length > 0 && self.random.below(3) == 0 {
+            for _ in 0..4 {
+                let from = self.random.below(length);
+                let bytes = file.read_range(from, 1 + self.random.below(PIECE)).await?;
+                if let Some(at) = content.first_difference(from, &bytes) {
+                    return Ok(wrong(at));
+                }
+                verified += bytes.len() as u64;
+            }
+            return Ok(Found::Right(verified));
+        }
+        while let Some(bytes) = file.next_chunk().await? {
+            if let Some(at) = content.first_difference(verified, &bytes) {
+                return Ok(wrong(at));
+            }
+            verified += bytes.len() as u64;
+        }
+        if verified < length.min(entry.content.length) {
+            return Ok(Found::Wrong(format!("{path}: it ended after {verified} of {length} bytes")));
+        }
+        Ok(Found::Right(verified))
+    }
+
+    fn note(&self, path: &str, entry: &Entry, found: Found) {
+        let Books { tally, .. } = &mut *self.shared.books();
+        match found {
+            Found::Right(bytes) => {
+                tally.reads += 1;
+                tally.bytes_verified += bytes;
+            }
+            Found::Absent if may_be_absent(entry) && entry.promised == 0 => {}
+            Found::Absent => name(&mut tally.lost, format!("{path} is not there")),
+            Found::Wrong(text) => name(&mut tally.altered, text),
+        }
+    }
+
+    /// Holds one file against its entry, when all faults are over: what fails now is lost.
+    pub async fn judge(&self, path: &str, entry: &Entry) {
+        let result = match &entry.fate {
+            Fate::Gone => self.judge_gone(path).await,
+            Fate::Moving { to } => self.judge_moved(path, to, entry).await,
+            Fate::Leaving => self.judge_one(path, entry, true).await,
+            Fate::Pending | Fate::Acked | Fate::Cut => self.judge_one(path, entry, may_be_absent(entry)).await,
+        };
+        let lost = match result {
+            Ok(None) => return,
+            Ok(Some(text)) => text,
+            Err(error) => format!("{path} cannot be read: {error}"),
+        };
+        name(&mut self.shared.books().tally.lost, lost);
+    }
+
+    async fn judge_gone(&self, path: &str) -> Result<Option<String>> {
+        let found = self.bounded(self.fs.find(path)).await?;
+        Ok(found.map(|_| format!("{path} was deleted (or renamed) and is there")))
+    }
+
+    async fn judge_moved(&self, from: &str, to: &str, entry: &Entry) -> Result<Option<String>> {
+        let (old, new) = (self.bounded(self.fs.find(from)).await?, self.bounded(self.fs.find(to)).await?);
+        match (old, new) {
+            (Some(_), None) => self.judge_one(from, entry, false).await,
+            (None, Some(_)) => self.judge_one(to, entry, false).await,
+            (None, None) => Ok(Some(format!("{from} is gone, and is not at {to} either"))),
+            (Some(_), Some(_)) => Ok(Some(format!("{from} is there twice, also at {to}"))),
+        }
+    }
+
+    async fn judge_one(&self, path: &str, entry: &Entry, may_be_absent: bool) -> Result<Option<String>> {
+        match self.bounded(self.read(path, entry)).await? {
+            Found::Absent if may_be_absent => {}
+            found => self.note(path, entry, found),
+        }
+        Ok(None)
+    }
+
+    async fn bounded<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.shared.env.clock.timeout(self.shared.load.limit, operation).await {
+            Ok(result) => result,
+            Err(elapsed) => Err(Error::new(crate::fs::ErrorCode::TimedOut, elapsed.to_string())),
+        }
+    }
+}
