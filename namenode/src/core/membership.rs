@@ -285,12 +285,13 @@ impl Core {
             let Some(deletion) = self.nodes.node_mut(index).delete.pop_front() else { break };
             match self.deletion_holds(&deletion) {
                 Verdict::Delete => {
-                    self.unsynced.depend(deletion.depends_on);
-                    replicas.push(pb::ReplicaRef {
-                        block: Some(self.pb_block(deletion.block, deletion.generation)),
-                        storage_id: self.nodes.storage(deletion.storage).id.clone(),
-                    });
-                    self.nodes.node_mut(index).deleting.handed_out(deletion, due_ms);
+                    if self.nodes.node_mut(index).deleting.handed_out(deletion, due_ms) {
+                        self.unsynced.depend(deletion.depends_on);
+                        replicas.push(pb::ReplicaRef {
+                            block: Some(self.pb_block(deletion.block, deletion.generation)),
+                            storage_id: self.nodes.storage(deletion.storage).id.clone(),
+                        });
+                    }
                 }
                 Verdict::Later => later.push(deletion),
                 Verdict::Never => {}

@@ -49,12 +49,22 @@ impl Deleting {
         self.orders.contains_key(&(block, storage))
     }
 
-    /// An order leaves; it is looked at again at `due_ms`.
-    pub fn handed_out(&mut self, deletion: QueuedDeletion, due_ms: u64) {
+    /// An order leaves; it is looked at again at `due_ms`. `false`: the same answer carries it already, and only lost
+    /// answers may use up its tries.
+    pub fn handed_out(&mut self, deletion: QueuedDeletion, due_ms: u64) -> bool {
         let key = (deletion.block, deletion.storage);
-        let count = self.orders.get(&key).map_or(0, |order| order.count) + 1;
+        let before = self.orders.get(&key);
+        let fresh = before.is_none_or(|order| order.due_ms != Some(due_ms));
+        let newer = before.is_none_or(|order| order.deletion.generation < deletion.generation);
+        if !fresh && !newer {
+            return false;
+        }
+        let count = before.map_or(0, |order| order.count) + u32::from(fresh);
         self.orders.insert(key, Ordered { deletion, due_ms: Some(due_ms), count });
-        self.due.push_back((due_ms, key));
+        if fresh {
+            self.due.push_back((due_ms, key));
+        }
+        true
     }
 
     /// The replica is gone, or nobody will wait for that any more.

@@ -144,6 +144,59 @@ impl Repair {
     }
 }
 
+/// Where a block is in the queues, for tests.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct BlockPlace {
+    /// It has no live replica.
+    pub missing: bool,
+    /// It has too few.
+    pub too_few: bool,
+    /// It lies on too few racks.
+    pub mis_replicated: bool,
+    /// It waits for a copy.
+    pub queued: bool,
+    /// It waits for its next try.
+    pub deferred: bool,
+    /// It waits for a choice.
+    pub to_trim: bool,
+    /// Copies under way.
+    pub pending: usize,
+}
+
+#[cfg(test)]
+impl Repair {
+    /// Where this block is.
+    pub fn place_of(&self, id: u64) -> BlockPlace {
+        let risk = self.risks.get(&id).copied();
+        BlockPlace {
+            missing: risk == Some(MISSING),
+            too_few: risk.is_some_and(|risk| risk < MIS_REPLICATED || risk == OUT_OF_REACH),
+            mis_replicated: risk == Some(MIS_REPLICATED),
+            queued: risk.is_some_and(|risk| self.queue.contains(&(risk, id))),
+            deferred: self.deferred.contains(&id),
+            to_trim: self.to_trim.contains(&id),
+            pending: self.pending.get(&id).map_or(0, Vec::len),
+        }
+    }
+
+    /// The counters are those of the maps.
+    pub fn check_sums(&self) {
+        let mut counts = Counts::default();
+        for risk in self.risks.values() {
+            match *risk {
+                MISSING => counts.missing += 1,
+                MIS_REPLICATED => counts.mis_replicated += 1,
+                _ => counts.under_replicated += 1,
+            }
+        }
+        assert_eq!(counts, self.counts);
+        assert_eq!(self.risks.values().filter(|risk| **risk == OUT_OF_REACH).count() as u64, self.out_of_reach);
+        assert!(self.queue.iter().all(|(risk, id)| self.risks.get(id) == Some(risk)), "the queue has stale entries");
+        assert!(self.pending.values().all(|copies| !copies.is_empty()));
+    }
+}
+
 impl Core {
     /// Opens the gate once everybody known has reported or had the time to.
     pub(super) fn check_settled(&mut self) {

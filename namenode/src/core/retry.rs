@@ -60,6 +60,13 @@ impl RetryCache {
         self.entries
     }
 
+    /// The counter is that of the map, and no client is kept without a call.
+    #[cfg(test)]
+    pub fn check_sums(&self) {
+        assert_eq!(self.entries, self.clients.values().map(|client| client.calls.len()).sum::<usize>());
+        assert!(self.clients.values().all(|client| !client.calls.is_empty()));
+    }
+
     /// Whether this user may use this client id.
     pub fn belongs_to(&self, client: &[u8], user: &str) -> bool {
         self.clients.get(client).and_then(|known| known.user.as_deref()).is_none_or(|owner| owner == user)

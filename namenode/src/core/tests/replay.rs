@@ -1,6 +1,6 @@
 //! Image plus replay is the live state, for any schedule of slices; replay is strict.
 
-use super::model::{Operation, apply, operation};
+use super::model::{Driver, config, plain};
 use super::*;
 use proptest::prelude::*;
 
@@ -38,46 +38,44 @@ fn load(settings: CoreSettings, txid: TxId, pages: &[Vec<u8>]) -> Core {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(config(48))]
     #[test]
     fn image_and_replay_are_the_live_state(
-        before in proptest::collection::vec(operation(), 0..120),
-        during in proptest::collection::vec((operation(), 0usize..4), 1..60),
-        after in proptest::collection::vec(operation(), 0..30),
+        before in proptest::collection::vec(plain(), 0..120),
+        during in proptest::collection::vec((plain(), 0usize..4), 1..60),
+        after in proptest::collection::vec(plain(), 0..30),
         cursor_budget in 1usize..40,
     ) {
-        let mut world = World::with(CoreSettings { cursor_budget, ..settings() });
-        for node in 0..3 {
-            world.node_up(&format!("n{node}"), &format!("/r{}", node % 2));
-        }
-        let step = |world: &mut World, operation: &Operation| { apply(world, operation); };
-        before.iter().for_each(|operation| step(&mut world, operation));
-        let digest = world.core.digest();
-        let txid = world.core.checkpoint_begin();
+        let mut driver = Driver::new(cursor_budget);
+        driver.thorough = false;
+        before.iter().for_each(|operation| driver.run(operation));
+        let digest = driver.world.core.digest();
+        let txid = driver.world.core.checkpoint_begin();
         let (mut pages, mut done) = (Vec::new(), false);
         for (operation, slices) in &during {
-            step(&mut world, operation);
+            driver.run(operation);
             for _ in 0..*slices {
-                done = done || world.core.checkpoint_slice(1, &mut pages);
+                done = done || driver.world.core.checkpoint_slice(1, &mut pages);
             }
         }
         while !done {
-            done = world.core.checkpoint_slice(1, &mut pages);
+            done = driver.world.core.checkpoint_slice(1, &mut pages);
         }
-        after.iter().for_each(|operation| step(&mut world, operation));
+        after.iter().for_each(|operation| driver.run(operation));
 
+        let world = &mut driver.world;
         let mut core = load(world.core.settings().clone(), txid, &pages);
         prop_assert_eq!(core.digest(), digest);
         for (at, edit) in world.log.iter().filter(|(at, _)| *at > txid) {
             core.replay(*at, edit.clone()).unwrap();
         }
-        assert_same(&mut world, core);
+        assert_same(world, core);
 
         let mut core = Core::new_for_load(world.core.settings().clone());
         for (at, edit) in &world.log {
             core.replay(*at, edit.clone()).unwrap();
         }
-        assert_same(&mut world, core);
+        assert_same(world, core);
     }
 }
 
