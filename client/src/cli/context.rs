@@ -56,6 +56,8 @@ impl Context {
 enum Leftover {
     Local(PathBuf),
     Remote(String),
+    /// A file that is open for appending.
+    Open(String),
 }
 
 /// Half-made things of this run; what is still here at the end of the program, however it comes, is removed.
@@ -88,6 +90,12 @@ impl Leftovers {
         self.add(Leftover::Remote(path.to_owned()))
     }
 
+    /// A file of the cluster that must not stay open: it is closed with what it has.
+    pub fn open_file(&self, fs: &FileSystem, path: &str) -> u64 {
+        *lock(&self.fs) = Some(fs.clone());
+        self.add(Leftover::Open(path.to_owned()))
+    }
+
     /// It is whole now.
     pub fn keep(&self, ticket: u64) {
         lock(&self.list).retain(|(other, _)| *other != ticket);
@@ -105,7 +113,11 @@ impl Leftovers {
                         // Gone already, or out of reach: nothing more can be done from here.
                         let _ = fs.delete(&path, true).await;
                     }
-                    (Some((_, Leftover::Remote(_))), None) => {}
+                    (Some((_, Leftover::Open(path))), Some(fs)) => {
+                        // The namenode goes on by itself once it was asked.
+                        let _ = fs.release_lease(&path).await;
+                    }
+                    (Some((_, Leftover::Remote(_) | Leftover::Open(_))), None) => {}
                     (Some((_, Leftover::Local(path))), _) => remove_local(env, path).await,
                 }
             }

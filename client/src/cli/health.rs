@@ -281,6 +281,9 @@ pub async fn admin(context: &mut Context, command: &AdminCommand) -> Outcome {
         AdminCommand::Report => report(context).await,
         AdminCommand::Safemode { action } => safemode(context, *action).await,
         AdminCommand::Checkpoint => checkpoint(context).await,
+        AdminCommand::RecoverLease { timeout, path } => {
+            crate::append::recover_lease(context, path, Duration::from_secs(*timeout)).await
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! SIGINT and SIGTERM drop the command where it stands; [`Leftovers`](context::Leftovers) then takes away what is half made. Commands that have
 //! more to end than themselves (`local`, `demo`, `job`, the daemons) listen for the signals themselves.
 
+mod append;
 mod args;
 mod cluster;
 mod config;
@@ -152,6 +153,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Outcome {
         // Served before there is a context.
         Command::TaskWorker(_) => Ok(()),
         Command::Put(args) => put::put(context, &args).await,
+        Command::Append(args) => append::append(context, &args).await,
         Command::Get(args) => get::get(context, &args).await,
         Command::Cat(args) => get::cat(context, &args).await,
         Command::Head(args) => get::end(context, &args, false).await,

@@ -136,6 +136,11 @@ pub fn create_options(args: &WriteArgs) -> CreateOptions {
     }
 }
 
+/// How a file is stored when nothing was asked for.
+pub fn default_options() -> CreateOptions {
+    CreateOptions { permission: FILE_MODE, ..CreateOptions::default() }
+}
+
 /// Stores all of `source` as `target`, which appears when it is whole and durable.
 pub async fn store(
     context: &Context,

@@ -3,7 +3,7 @@
 //! # Overview
 //! [`FileSystem`] is one client's view of a cluster: names and attributes come from the namenode over gRPC, bytes go straight to and from the
 //! datanodes. It is cheap to clone, and its clones share the connection, the lease and what is known of unreachable nodes.
-//! [`FileSystem::create`] gives a [`FileWriter`], [`FileSystem::open`] a [`FileReader`].
+//! [`FileSystem::create`] and [`FileSystem::append`] give a [`FileWriter`], [`FileSystem::open`] a [`FileReader`].
 //!
 //! ```no_run
 //! use cairn_client::fs::{ClientSettings, CreateOptions, FileSystem};
@@ -58,7 +58,7 @@ pub use cairn_proto::pb::{
 pub use cairn_proto::{Error, ErrorCode, ErrorKind, Result};
 pub use datanode::FileChecksum;
 pub use reader::FileReader;
-pub use settings::{ClientSettings, CreateOptions};
+pub use settings::{AppendOptions, ClientSettings, CreateOptions};
 pub use walk::{ListPages, Walk};
 pub use writer::FileWriter;
 
@@ -149,5 +149,11 @@ impl FileSystem {
     /// Creates a file and opens it for writing; see [`FileWriter`].
     pub async fn create(&self, path: &str, options: CreateOptions) -> Result<FileWriter> {
         FileWriter::create(self.clone(), path, options).await
+    }
+
+    /// Opens a file that is there for writing behind its end, into new blocks; see [`FileWriter`]. Fails with
+    /// [`ErrorCode::AlreadyBeingCreated`] while another writer has it open; one that was silent for the soft limit loses it.
+    pub async fn append(&self, path: &str, options: AppendOptions) -> Result<FileWriter> {
+        FileWriter::append(self.clone(), path, options).await
     }
 }

@@ -192,6 +192,21 @@ impl FileSystem {
         Ok(())
     }
 
+    /// Takes a file from its writer, whatever the limits, and has it closed with all that was acknowledged. The writer's next call fails with
+    /// [`ErrorCode::LeaseExpired`]. The answer tells whether the file is closed, and else what is waited for: ask again.
+    pub async fn recover_lease(&self, path: &str) -> Result<pb::RecoverLeaseResponse> {
+        let path = path_rules::normalize(path)?;
+        ask!(self, recover_lease, pb::RecoverLeaseRequest { path, only_of: String::new() })
+    }
+
+    /// Gives up a file that this client has open for writing: the namenode closes it with all that was acknowledged. A file that another client
+    /// has open is left alone.
+    pub async fn release_lease(&self, path: &str) -> Result<()> {
+        let path = path_rules::normalize(path)?;
+        let only_of = self.inner.client_name.clone();
+        ask!(self, recover_lease, pb::RecoverLeaseRequest { path, only_of }).map(drop)
+    }
+
     /// Nodes, space and the health of blocks.
     pub async fn cluster_report(&self) -> Result<pb::ClusterReportResponse> {
         ask!(self, cluster_report, pb::ClusterReportRequest {})

@@ -163,6 +163,19 @@ impl Default for CreateOptions {
     }
 }
 
+/// How data is added to a file that is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AppendOptions {
+    /// Compress frames that shrink.
+    pub compress: bool,
+}
+
+impl Default for AppendOptions {
+    fn default() -> Self {
+        Self { compress: true }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -190,6 +190,23 @@ impl Namenode for FakeNamenode {
         Ok(Response::new(pb::CreateResponse { status: Some(answer) }))
     }
 
+    async fn append(&self, request: Request<pb::AppendRequest>) -> Answer<pb::AppendResponse> {
+        let request = request.into_inner();
+        self.enter("append", request.call.as_ref())?;
+        let mut state = self.state.lock().unwrap();
+        let Some(file) = state.files.get_mut(&request.path) else {
+            return Err(Error::new(ErrorCode::FileNotFound, format!("{} is not there", request.path)).into());
+        };
+        file.open = true;
+        let (status, blocks) = (Some(status(&request.path, file)), file.blocks.len() as u32);
+        Ok(Response::new(pb::AppendResponse { status, blocks }))
+    }
+
+    async fn recover_lease(&self, _: Request<pb::RecoverLeaseRequest>) -> Answer<pb::RecoverLeaseResponse> {
+        self.enter("recover_lease", None)?;
+        Ok(Response::new(pb::RecoverLeaseResponse { closed: true, waits_for: String::new() }))
+    }
+
     async fn add_block(&self, request: Request<pb::AddBlockRequest>) -> Answer<pb::AddBlockResponse> {
         let request = request.into_inner();
         self.enter("add_block", request.call.as_ref())?;

@@ -23,12 +23,19 @@ struct Candidate {
 /// Recovers the block and returns what to report.
 pub async fn recover(transfer: &Arc<Transfer>, order: &pb::RecoverBlock) -> Result<pb::BlockRecovered> {
     let (block, generation) = transfer.check_block(order.block.as_ref())?;
-    let mut candidates = Vec::new();
+    let (mut candidates, mut without) = (Vec::new(), 0);
     for replica in &order.replicas {
         match ask(transfer, &replica.address, order).await {
             Ok(candidate) => candidates.push(candidate),
+            Err(error) if error.code() == ErrorCode::BlockNotFound => without += 1,
             Err(error) => tracing::warn!("recovery of block {block}: {} is left out: {error}", replica.address),
         }
+    }
+    if without == order.replicas.len() {
+        // The writer was gone before it sent anything: there is nothing to bring to one length.
+        tracing::info!("block {block} is on none of the {without} datanodes that were to hold it");
+        let (new_generation, storage_ids) = (order.new_generation, Vec::new());
+        return Ok(pb::BlockRecovered { block: order.block.clone(), new_generation, length: 0, storage_ids });
     }
     let length = decide(&candidates).ok_or_else(|| {
         let text = format!("block {block} cannot be recovered: none of its {} replicas answers", order.replicas.len());

@@ -176,6 +176,8 @@ impl Core {
             R::ReportBadReplica(r) => done(self.report_bad_replica(r)),
             R::RenewLease(r) => done(Ok(self.renew_lease(r))),
             R::Create(r) => done(self.create(turn, &who, r)),
+            R::Append(r) => done(self.append(turn, &who, r)),
+            R::RecoverLease(r) => done(self.recover_lease(turn, &who, r)),
             R::AddBlock(r) => progress(r.inode, self.add_block(turn, caller, r)),
             R::AbandonBlock(r) => done(self.abandon_block(turn, r)),
             R::NewGeneration(r) => done(self.new_generation(turn, r)),
@@ -200,6 +202,10 @@ impl Core {
         let answer = match &edit.kind {
             Some(Kind::Mkdir(e)) => retry::encode(&pb::MkdirsResponse { status: status(e.inode) }.into()),
             Some(Kind::Create(e)) => retry::encode(&pb::CreateResponse { status: status(e.inode) }.into()),
+            Some(Kind::Append(e)) => {
+                let blocks = self.tree.get(e.inode).map_or(0, |inode| inode.blocks().len() as u32);
+                retry::encode(&pb::AppendResponse { status: status(e.inode), blocks }.into())
+            }
             Some(Kind::Close(e)) => retry::encode(&pb::CompleteResponse { status: status(e.inode) }.into()),
             Some(Kind::Delete(_)) => retry::encode(&pb::DeleteResponse { existed: true }.into()),
             Some(Kind::AllocateGeneration(e)) => retry::encode(

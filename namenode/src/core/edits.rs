@@ -11,10 +11,18 @@ use super::blocks::{Block, OpenBlock};
 use super::inode::{BlockList, Body, Inode, Layout};
 use super::tree::{DOOMED, ROOT};
 
-/// Layout version that readers of today's edits must understand.
-pub const MIN_READER: u32 = 1;
+/// The layout version that this program understands.
+pub const READER: u32 = 2;
 
-type Applied = Result<(), String>;
+/// The layout version that a reader of an edit must understand: a program that does not know its kind says so by number.
+pub fn min_reader(kind: &Kind) -> u32 {
+    match kind {
+        Kind::Append(_) | Kind::RenewBlock(_) => 2,
+        _ => 1,
+    }
+}
+
+pub(super) type Applied = Result<(), String>;
 
 fn name_of(bytes: &[u8]) -> Result<&str, String> {
     let name = std::str::from_utf8(bytes).map_err(|_| "its name is not UTF-8".to_owned())?;
@@ -25,7 +33,7 @@ fn name_of(bytes: &[u8]) -> Result<&str, String> {
 impl Core {
     /// Applies one edit.
     pub(super) fn apply(&mut self, txid: TxId, edit: &pb::Edit) -> Applied {
-        if edit.min_reader > MIN_READER {
+        if edit.min_reader > READER {
             return Err(format!("it needs a program of layout version {} or newer", edit.min_reader));
         }
         let kind = edit.kind.as_ref().ok_or("its kind is unknown to this program")?;
@@ -49,6 +57,8 @@ impl Core {
             Kind::Lease(e) => self.apply_lease(txid, e),
             Kind::RegisterNode(e) => self.apply_register_node(txid, e),
             Kind::AllocateGeneration(e) => self.apply_allocate_generation(txid, e),
+            Kind::Append(e) => self.apply_append(txid, e),
+            Kind::RenewBlock(e) => self.apply_renew_block(txid, e),
         }?;
         self.counters.wall_ms = self.counters.wall_ms.max(time_ms);
         Ok(())
@@ -95,7 +105,8 @@ impl Core {
         Ok(())
     }
 
-    fn check_open_file(&self, id: u64) -> Applied {
+    /// An open file of the namespace.
+    pub(super) fn check_open_file(&self, id: u64) -> Applied {
         match self.tree.get(id) {
             Some(inode) if !inode.is_directory() && self.tree.is_reachable(id) => {
                 if inode.is_open() {

@@ -89,6 +89,8 @@ calls! {
     GetServerDefaults(GetServerDefaultsRequest, GetServerDefaultsResponse),
     /// Makes a file and takes its lease.
     Create(CreateRequest, CreateResponse),
+    /// Opens a file for writing at its end.
+    Append(AppendRequest, AppendResponse),
     /// Gives the next block of an open file.
     AddBlock(AddBlockRequest, AddBlockResponse),
     /// Gives a block back that was never written.
@@ -101,6 +103,8 @@ calls! {
     Complete(CompleteRequest, CompleteResponse),
     /// Keeps the leases of a client.
     RenewLease(RenewLeaseRequest, RenewLeaseResponse),
+    /// Takes a file from its writer and closes it.
+    RecoverLease(RecoverLeaseRequest, RecoverLeaseResponse),
     /// Status of one path.
     GetStatus(GetStatusRequest, GetStatusResponse),
     /// One page of a directory.

@@ -3,14 +3,11 @@
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{BLOCK_SIZE_UNIT, Error, ErrorCode};
 
+use super::append::{Claim, check_client_name};
 use super::inode::{Inode, MODE_MASK};
 use super::permissions::{WRITE, Who};
-use super::recovery::RECOVERY_HOLDER;
 use super::tree::Resolved;
 use super::{Carries, Core, Turn};
-
-/// Longest name of a lease holder, bytes.
-const MAX_CLIENT_NAME: usize = 1_000;
 
 impl Core {
     pub(super) fn create(
@@ -73,12 +70,7 @@ impl Core {
         if size % BLOCK_SIZE_UNIT != 0 {
             return Err(invalid(format!("Specified block size {size} for {} is no multiple of 512", request.path)));
         }
-        if request.client_name == RECOVERY_HOLDER {
-            return Err(invalid(format!("The client name {RECOVERY_HOLDER} belongs to the namenode")));
-        }
-        if request.client_name.is_empty() || request.client_name.len() > MAX_CLIENT_NAME {
-            return Err(invalid(format!("The client name must have 1 to {MAX_CLIENT_NAME} bytes")));
-        }
+        check_client_name(&request.path, &request.client_name)?;
         Ok((replication, size))
     }
 
@@ -105,23 +97,7 @@ impl Core {
             return Ok(there);
         }
         if self.tree.get(there).is_some_and(Inode::is_open) {
-            let holder = self.leases.holder_of(there).unwrap_or("").to_owned();
-            if holder == request.client_name
-                || !self.leases.is_older(there, self.settings.lease_soft_limit_ms, self.now_ms)
-            {
-                let message = format!(
-                    "Failed to CREATE_FILE {path} for {} on {} because this file lease is currently owned by {holder}",
-                    request.client_name, who.caller.host,
-                );
-                return Err(Error::new(ErrorCode::AlreadyBeingCreated, message).with_subject(path));
-            }
-            if !self.take_over(turn, there)? {
-                let message = format!(
-                    "Failed to CREATE_FILE {path} for {} on {} because lease recovery is in progress. Try again later.",
-                    request.client_name, who.caller.host,
-                );
-                return Err(Error::new(ErrorCode::AlreadyBeingCreated, message).with_subject(path));
-            }
+            self.claim_open(turn, who, there, &Claim { path, client: &request.client_name, doing: "CREATE_FILE" })?;
         }
         Err(exists(format!("{path} for client {} already exists", who.caller.host)))
     }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  calls.rs      which call is which operation; retry cache, parked calls
-//!  directory.rs attributes.rs listing.rs files.rs writing.rs    the operations
+//!  directory.rs attributes.rs listing.rs files.rs append.rs writing.rs    the operations
 //!  permissions.rs                                               who may do what
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
@@ -24,6 +24,7 @@
 //! # Crash
 //! Only edits and image pages persist. What a crash loses is what no reply has told.
 
+mod append;
 mod attributes;
 mod blocks;
 mod blockset;
@@ -330,7 +331,7 @@ impl Core {
             _ => (bytes::Bytes::new(), 0),
         };
         let time_ms = turn.wall_ms.max(self.counters.wall_ms);
-        let edit = pb::Edit { min_reader: edits::MIN_READER, client_id, call_id, time_ms, kind: Some(kind) };
+        let edit = pb::Edit { min_reader: edits::min_reader(&kind), client_id, call_id, time_ms, kind: Some(kind) };
         let bytes = edit.encoded_len();
         if bytes > MAX_EDIT_BYTES {
             let message = format!("the change takes {bytes} bytes in the log, more than {MAX_EDIT_BYTES}");

@@ -7,7 +7,10 @@
 //!
 //! # Consistency
 //! What a writer was told to be on disk must not be lost, so a block is dropped (with all after it) only if nothing of it
-//! was reported and every node that could hold it is there and has reported. A node that is away may hold it.
+//! was reported and every node that could hold it is there and has reported. A node that is away may hold it: the file
+//! stays open until it is back, or was away for `abandoned_block_wait_ms` (a day). Bytes that were acknowledged lie on
+//! every node of the pipeline, so one that is there is enough: nobody waits for the others. Which length is right is the
+//! datanodes' business.
 //!
 //! # Crash
 //! The lease of the namenode is in the log, so a restart finds the file and begins again; a generation that was handed out
@@ -15,11 +18,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cairn_proto::ids::TxId;
 use cairn_proto::pb::{self, ReplicaState, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
 use super::blocks::{SeenReplica, StorageIndex};
+use super::edits::Applied;
 use super::inode::Inode;
+use super::nodes::NodeIndex;
 use super::{Carries, Core, Turn};
 
 /// Holder of the leases that the namenode has taken over; no client may use this name.
@@ -34,8 +40,6 @@ const MAX_ATTEMPTS: u32 = 3;
 const FILES_PER_TURN: usize = 100;
 /// Leases of the namenode looked through in one turn for files that nobody recovers.
 const LEASES_PER_TURN: usize = 1_000;
-/// Generations of attempts that may still be answered.
-const KEPT_GENERATIONS: usize = 64;
 
 fn patience_ms(count: u32) -> u64 {
     (ATTEMPT_MS << count.saturating_sub(1).min(10)).min(MAX_ATTEMPT_MS)
@@ -44,7 +48,6 @@ fn patience_ms(count: u32) -> u64 {
 /// Attempts to recover one block.
 #[derive(Default)]
 struct Attempt {
-    generations: Vec<u64>,
     count: u32,
     deadline_ms: u64,
 }
@@ -56,6 +59,16 @@ struct Patient {
     /// Faults in a row.
     failures: u32,
     blocks: BTreeMap<u64, Attempt>,
+}
+
+impl Patient {
+    /// Attempts that are not fresh are over.
+    fn hasten(&mut self, now_ms: u64) {
+        for attempt in self.blocks.values_mut().filter(|attempt| attempt.deadline_ms > now_ms + ATTEMPT_MS) {
+            attempt.deadline_ms = now_ms;
+            attempt.count = 0;
+        }
+    }
 }
 
 /// Files that are being recovered, and when each is looked at next.
@@ -126,6 +139,31 @@ impl Core {
         }
     }
 
+    /// Somebody waits for the file: attempts whose patience has grown are begun anew.
+    pub(super) fn hasten_recovery(&mut self, file: u64) {
+        if let Some(patient) = self.recoveries.files.get_mut(&file) {
+            patient.hasten(self.now_ms);
+        }
+    }
+
+    /// What keeps a file from being closed, in words.
+    pub(super) fn recovery_waits_for(&self, file: u64) -> String {
+        let blocks = self.tree.get(file).map_or(&[][..], Inode::blocks);
+        for id in blocks.iter().filter(|id| self.blocks.open.contains_key(*id)) {
+            if self.reported_length(*id).is_some() {
+                continue;
+            }
+            if !self.candidates(*id).is_empty() {
+                return format!("the datanodes agree on the length of block {id}");
+            }
+            let names: Vec<&str> = self.absent_nodes(*id).iter().map(|node| &*self.nodes.node(*node).host).collect();
+            if !names.is_empty() {
+                return format!("block {id} may lie on datanodes that are away: {}", names.join(", "));
+            }
+        }
+        "recovery is under way".into()
+    }
+
     /// Closes the file if all its blocks can be settled now (`true`), or gets their recovery under way.
     pub(super) fn take_over(&mut self, turn: &mut Turn<'_>, file: u64) -> Result<bool, Error> {
         let result = self.try_take_over(turn, file);
@@ -169,29 +207,29 @@ impl Core {
         if self.is_nowhere(id) && (candidates.is_empty() || count >= MAX_ATTEMPTS) {
             return Ok(None);
         }
+        if candidates.is_empty() {
+            // A node may be back at any moment: patience is for those that are asked.
+            return Ok(Some(self.now_ms + ATTEMPT_MS));
+        }
         let deadline_ms = self.now_ms + patience_ms(count + 1);
-        let generation = self.order_recovery(turn, file, id, &candidates)?;
+        self.order_recovery(turn, file, id, &candidates)?;
         let attempt = self.recoveries.files.entry(file).or_default().blocks.entry(id).or_default();
         attempt.count = attempt.count.saturating_add(1);
         attempt.deadline_ms = deadline_ms;
-        attempt.generations.extend(generation);
-        if attempt.generations.len() > KEPT_GENERATIONS {
-            attempt.generations.remove(0);
-        }
         Ok(Some(deadline_ms))
     }
 
-    /// Queues the order for one of the candidates and returns the new generation; `None`: there are no candidates.
+    /// Queues the order for one of the candidates, if there are any.
     fn order_recovery(
         &mut self,
         turn: &mut Turn<'_>,
         file: u64,
         id: u64,
         candidates: &[StorageIndex],
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<(), Error> {
         let nodes = candidates.iter().map(|storage| self.nodes.storage(*storage).node);
         let primary = nodes.max_by_key(|node| (self.nodes.node(*node).heard_ms, std::cmp::Reverse(*node)));
-        let Some(primary) = primary else { return Ok(None) };
+        let Some(primary) = primary else { return Ok(()) };
         let generation = self.counters.generation + 1;
         let edit = pb::EditAllocateGeneration { inode: file, block_id: id as i64, generation };
         let txid = self.commit(turn, Carries::Nothing, Kind::AllocateGeneration(edit))?;
@@ -203,23 +241,34 @@ impl Core {
             replicas: candidates.iter().map(|storage| self.nodes.replica(*storage, state)).collect(),
         };
         self.nodes.node_mut(primary).recover.push_back((order, txid));
-        Ok(Some(generation))
+        Ok(())
     }
 
     /// Whether nothing of an open block was reported by any node that could hold it, and none of those is away.
     fn is_nowhere(&self, id: u64) -> bool {
-        let Some(open) = self.blocks.open.get(&id) else { return true };
-        let told = |storage: &StorageIndex| {
-            let node = self.nodes.node_of(*storage);
-            node.alive && node.reported && self.nodes.is_live(*storage)
+        self.blocks.open.get(&id).is_none_or(|open| open.seen.is_empty()) && self.absent_nodes(id).is_empty()
+    }
+
+    /// Nodes that could hold something of an open block and have not told, in order. One that was away for very long is
+    /// not waited for.
+    fn absent_nodes(&self, id: u64) -> Vec<NodeIndex> {
+        let mut nodes: Vec<NodeIndex> = match self.blocks.open.get(&id) {
+            None => Vec::new(),
+            // The pipeline was forgotten in a restart: it may lie on any node.
+            Some(open) if open.expected.is_empty() => (0..self.nodes.nodes.len() as NodeIndex).collect(),
+            Some(open) => open.expected.iter().map(|storage| self.nodes.storage(*storage).node).collect(),
         };
-        open.seen.is_empty()
-            && if open.expected.is_empty() {
-                // The pipeline was forgotten in a restart: it may lie on any node.
-                self.nodes.nodes.iter().all(|node| node.alive && node.reported)
-            } else {
-                open.expected.iter().all(told)
-            }
+        let expected = self.blocks.open.get(&id).map_or(&[][..], |open| &open.expected);
+        nodes.retain(|index| {
+            let node = self.nodes.node(*index);
+            let out = expected.iter().any(|at| self.nodes.storage(*at).node == *index && !self.nodes.is_live(*at));
+            let told = node.alive && node.reported && !out;
+            let silent_ms = self.now_ms.saturating_sub(node.heard_ms.max(self.started_ms));
+            !told && (node.alive || silent_ms < self.settings.abandoned_block_wait_ms)
+        });
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
     }
 
     /// Live storages that may have something of an open block.
@@ -237,18 +286,34 @@ impl Core {
         let (generation, length) = (recovered.new_generation, recovered.length);
         let Some(block) = self.blocks.get(id) else { return Ok(()) };
         let (file, is_newer) = (block.inode, generation > block.generation);
-        let attempt = self.recoveries.files.get(&file).and_then(|patient| patient.blocks.get(&id));
-        // An answer to an earlier attempt is as good: its replicas are whole.
-        let is_ours = attempt.is_some_and(|attempt| attempt.generations.contains(&generation));
-        let is_open = self.tree.is_reachable(file) && self.blocks.open.contains_key(&id);
-        if !is_open || !is_newer || !is_ours {
+        if !is_newer || generation > self.counters.generation || !self.tree.is_reachable(file) {
+            return Ok(());
+        }
+        if let Some(committed) = block.length() {
+            // Two attempts were under way, and the file was closed with what the other one found.
+            return if committed == length { self.renew_block(turn, id, recovered) } else { Ok(()) };
+        }
+        // An answer to any attempt is good, to one that was ordered before a restart too: its replicas are whole. Once the
+        // namenode has the lease no writer can go on with the block.
+        if self.leases.holder_of(file) != Some(RECOVERY_HOLDER) {
             return Ok(());
         }
         if length > self.tree.get(file).map_or(0, Inode::block_size) {
             let message = format!("block {id} cannot have been recovered to {length} bytes");
             return Err(Error::new(ErrorCode::InvalidArgument, message).with_subject(id.to_string()));
         }
+        let held = recovered.storage_ids.iter().any(|name| self.nodes.find_storage(name).is_some());
         self.unsynced.reset();
+        if !held {
+            if length == 0
+                && let Some(attempt) = self.recoveries.files.get_mut(&file).and_then(|it| it.blocks.get_mut(&id))
+            {
+                // All that were asked have nothing of it: they need not be asked again.
+                (attempt.count, attempt.deadline_ms) = (MAX_ATTEMPTS, self.now_ms);
+                let _ = self.take_over(turn, file);
+            }
+            return Ok(());
+        }
         let edit = pb::EditUpdateBlock { inode: file, block_id: id as i64, generation, length };
         self.commit(turn, Carries::Nothing, Kind::UpdateBlock(edit))?;
         for name in &recovered.storage_ids {
@@ -271,6 +336,40 @@ impl Core {
         }
         // A fault in what follows is none of the datanode; the file gets its next turn later.
         let _ = self.take_over(turn, file);
+        Ok(())
+    }
+
+    /// Replicas of a finished block have a newer generation: it is the block's from now on, or none of them would count.
+    fn renew_block(&mut self, turn: &mut Turn<'_>, id: u64, recovered: &pb::BlockRecovered) -> Result<(), Error> {
+        self.unsynced.reset();
+        let inode = self.blocks.get(id).map_or(0, |block| block.inode);
+        let edit = pb::EditRenewBlock { inode, block_id: id as i64, generation: recovered.new_generation };
+        self.commit(turn, Carries::Nothing, Kind::RenewBlock(edit))?;
+        for name in &recovered.storage_ids {
+            let Some(storage) = self.nodes.find_storage(name) else { continue };
+            self.blocks.forget_bad(id, storage);
+            self.add_replica(id, storage);
+            self.nodes.storage_mut(storage).blocks.insert(id);
+        }
+        self.reassess(id);
+        Ok(())
+    }
+
+    pub(super) fn apply_renew_block(&mut self, txid: TxId, edit: &pb::EditRenewBlock) -> Applied {
+        let id = edit.block_id as u64;
+        let old = match self.blocks.get(id) {
+            Some(block) if block.inode == edit.inode && block.length().is_some() => block.generation,
+            _ => return Err(format!("block {id} is no finished block of file {}", edit.inode)),
+        };
+        if edit.generation <= old || edit.generation > self.counters.generation {
+            let newest = self.counters.generation;
+            return Err(format!("generation {} does not fit between {old} and {newest}", edit.generation));
+        }
+        self.blocks.table.modify(id, |block| block.generation = edit.generation);
+        self.unsynced.mark(id, txid);
+        for storage in self.blocks.get(id).map(|block| block.replicas.as_slice().to_vec()).unwrap_or_default() {
+            self.mark_bad(id, storage, old);
+        }
         Ok(())
     }
 

@@ -190,6 +190,7 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
     use ClientRequest as R;
     let call = match request {
         R::Create(r) => &r.call,
+        R::Append(r) => &r.call,
         R::AddBlock(r) => &r.call,
         R::AbandonBlock(r) => &r.call,
         R::NewGeneration(r) => &r.call,
@@ -204,6 +205,7 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
         R::SetReplication(r) => &r.call,
         R::GetServerDefaults(_)
         | R::RenewLease(_)
+        | R::RecoverLease(_)
         | R::GetStatus(_)
         | R::List(_)
         | R::GetBlockLocations(_)
@@ -220,6 +222,7 @@ pub fn encode(response: &ClientResponse) -> Vec<u8> {
     use ClientResponse as R;
     match response {
         R::Create(r) => r.encode_to_vec(),
+        R::Append(r) => r.encode_to_vec(),
         R::AddBlock(r) => r.encode_to_vec(),
         R::NewGeneration(r) => r.encode_to_vec(),
         R::Complete(r) => r.encode_to_vec(),
@@ -234,6 +237,7 @@ pub fn decode(request: &ClientRequest, answer: &[u8]) -> Result<ClientResponse, 
     use ClientRequest as R;
     Ok(match request {
         R::Create(_) => pb::CreateResponse::decode(answer)?.into(),
+        R::Append(_) => pb::AppendResponse::decode(answer)?.into(),
         R::AddBlock(_) => pb::AddBlockResponse::decode(answer)?.into(),
         R::NewGeneration(_) => pb::NewGenerationResponse::decode(answer)?.into(),
         R::Complete(_) => pb::CompleteResponse::decode(answer)?.into(),

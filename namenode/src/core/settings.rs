@@ -33,6 +33,9 @@ pub struct CoreSettings {
     pub lease_soft_limit_ms: u64,
     /// After this silence the namenode closes the file itself.
     pub lease_hard_limit_ms: u64,
+    /// How long a block of a dead writer, of which nothing was reported, waits for datanodes that are away and may hold it.
+    /// Shorter: acknowledged bytes on a node under repair are given up; longer: the file stays open for a node that is gone.
+    pub abandoned_block_wait_ms: u64,
     /// Share of blocks that must have a reported replica before safe mode ends. Lower: reads of missing blocks at start.
     pub safemode_threshold: f64,
     /// How long safe mode stays after its conditions hold. Longer: fewer surprises from late nodes, slower start.
@@ -83,6 +86,7 @@ impl Default for CoreSettings {
             dead_interval_ms: 30_000,
             lease_soft_limit_ms: 60_000,
             lease_hard_limit_ms: 300_000,
+            abandoned_block_wait_ms: 24 * 3_600_000,
             safemode_threshold: 0.999,
             safemode_extension_ms: 0,
             min_replication: 1,
@@ -129,6 +133,7 @@ impl CoreSettings {
         range("dead_interval_ms", self.dead_interval_ms, self.stale_interval_ms, 30 * day)?;
         range("lease_soft_limit_ms", self.lease_soft_limit_ms, 100, day)?;
         range("lease_hard_limit_ms", self.lease_hard_limit_ms, self.lease_soft_limit_ms, 30 * day)?;
+        range("abandoned_block_wait_ms", self.abandoned_block_wait_ms, self.dead_interval_ms, 365 * day)?;
         if !(0.0..=1.0).contains(&self.safemode_threshold) {
             return Err(format!("safemode_threshold = {} is outside 0 to 1", self.safemode_threshold));
         }

@@ -12,8 +12,8 @@ use prost::Message;
 use crate::core::{Command, Core, CoreSettings, Now};
 use crate::image::{list_images, read_image, remove_leftovers};
 use crate::journal::{
-    ClusterFacts, DirSet, DirState, Found, LAYOUT, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail,
-    list_segments, open_set, read_log,
+    ClusterFacts, DirSet, DirState, Found, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail, list_segments,
+    open_set, read_log,
 };
 
 /// What a start needs.
@@ -219,9 +219,6 @@ fn read_dir(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts) -> Result<Read
     }
     let end = read_log(&*plan.fs, &log, &facts.cluster_id, image.next(), |record, payload| {
         let edit = pb::Edit::decode(payload).map_err(|error| format!("not an edit: {error}"))?;
-        if edit.min_reader > LAYOUT {
-            return Err(format!("it needs layout version {}, this program knows up to {LAYOUT}", edit.min_reader));
-        }
         core.replay(record.txid, edit).map_err(|error| error.to_string())
     })?;
     epoch = epoch.max(end.epoch);

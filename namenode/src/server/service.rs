@@ -84,12 +84,14 @@ macro_rules! forward {
 forward! {
     get_server_defaults(GetServerDefaultsRequest) -> GetServerDefaultsResponse;
     create(CreateRequest) -> CreateResponse;
+    append(AppendRequest) -> AppendResponse;
     add_block(AddBlockRequest) -> AddBlockResponse;
     abandon_block(AbandonBlockRequest) -> AbandonBlockResponse;
     new_generation(NewGenerationRequest) -> NewGenerationResponse;
     update_pipeline(UpdatePipelineRequest) -> UpdatePipelineResponse;
     complete(CompleteRequest) -> CompleteResponse;
     renew_lease(RenewLeaseRequest) -> RenewLeaseResponse;
+    recover_lease(RecoverLeaseRequest) -> RecoverLeaseResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;
     list(ListRequest) -> ListResponse;
     get_block_locations(GetBlockLocationsRequest) -> GetBlockLocationsResponse;

@@ -41,6 +41,17 @@ pub struct PutArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(override_usage = "cairn append [OPTIONS] LOCAL... PATH\n       cairn append [OPTIONS] - PATH")]
+pub struct AppendArgs {
+    /// How the new blocks are compressed [default: zstd]
+    #[arg(long, value_name = "CODEC")]
+    pub codec: Option<CodecArg>,
+    /// Local files (`-`: standard input), then the file that they are added to
+    #[arg(required = true, num_args = 2.., value_name = "LOCAL|- PATH")]
+    pub names: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
 #[command(override_usage = "cairn get [OPTIONS] PATH... LOCAL\n       cairn get [OPTIONS] PATH -")]
 pub struct GetArgs {
     /// Replace existing files

@@ -33,6 +33,7 @@ A cluster:
 
 Files:
   put           Copy local files into the cluster
+  append        Add local files or standard input to the end of a file
   get           Copy files out of the cluster
   cat           Print files
   head          Print the first kilobyte of a file
@@ -55,7 +56,7 @@ Files:
 Health:
   blocks        Show every block of a file and where its replicas are
   fsck          Check files and blocks
-  admin         report, safemode, checkpoint
+  admin         report, safemode, checkpoint, recover-lease
 
 Jobs:
   job           wordcount, grep, plan
@@ -117,6 +118,8 @@ pub enum Command {
     Datanode(DatanodeArgs),
     /// Copy local files into the cluster
     Put(PutArgs),
+    /// Add local files or standard input to the end of a file, which is made if it is not there
+    Append(AppendArgs),
     /// Copy files out of the cluster
     Get(GetArgs),
     /// Print files
@@ -262,6 +265,15 @@ pub enum AdminCommand {
     },
     /// Write an image of the namespace now
     Checkpoint,
+    /// Take a file from its writer and close it with all that was acknowledged
+    RecoverLease {
+        /// Give up after so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+        /// A file
+        #[arg(value_name = "PATH", value_parser = cluster_path)]
+        path: String,
+    },
 }
 
 /// What to do with safe mode.

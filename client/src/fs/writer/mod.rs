@@ -1,4 +1,4 @@
-//! Writing one new file.
+//! Writing a file: a new one, or behind the end of one that is there.
 //!
 //! # Overview
 //! [`FileWriter`] cuts data into frames and blocks. Each block has a task ([`block`]) that seals frames on the work pool ([`seal`]) and
@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::lease::{self, LeaseGuard};
 use super::namenode::Patience;
 use super::task::Task;
-use super::{CreateOptions, FileStatus, FileSystem};
+use super::{AppendOptions, CreateOptions, FileStatus, FileSystem};
 use block::{BlockWriter, Input, Succession};
 use calls::OpenFile;
 use seal::Raw;
@@ -31,7 +31,7 @@ pub(super) use seal::SealerPool;
 /// Pieces that wait for a block's task; their bytes are bounded by the window.
 const QUEUED_PIECES: usize = 32;
 
-/// Writes one new file; made by [`FileSystem::create`].
+/// Writes one file; made by [`FileSystem::create`] and [`FileSystem::append`].
 ///
 /// Data is on its way to the datanodes while more is written. [`close`](Self::close) makes it durable and visible as a whole. A writer that is
 /// dropped without `close` or [`abort`](Self::abort) leaves the file open until its lease expires (a minute if another client wants to
@@ -50,8 +50,18 @@ pub struct FileWriter {
     committed: Vec<CommittedBlock>,
     blocks: u32,
     length: u64,
+    /// The file was there before.
+    appends: bool,
     failed: Option<Error>,
     _lease: LeaseGuard,
+}
+
+/// What a writer begins with.
+struct Start {
+    /// Blocks that the file has.
+    blocks: u32,
+    compress: bool,
+    appends: bool,
 }
 
 struct OpenBlock {
@@ -88,13 +98,33 @@ impl FileWriter {
         drop(call);
         let missing = || Error::new(ErrorCode::Internal, "the namenode's answer holds no status").with_subject(&path);
         let status = answer.status.ok_or_else(missing)?;
+        Self::on(fs, path, &status, Start { blocks: 0, compress: options.compress, appends: false }, lease)
+    }
+
+    pub(super) async fn append(fs: FileSystem, path: &str, options: AppendOptions) -> Result<Self> {
+        let path = cairn_proto::path::normalize(path)?;
+        let lease = lease::hold(&fs.inner);
+        let call = fs.inner.namenode.open_call();
+        let client_name = fs.inner.client_name.clone();
+        let request = pb::AppendRequest { call: call.context(), path: path.clone(), client_name };
+        let send =
+            |mut stub: pb::namenode_client::NamenodeClient<_>, request| async move { stub.append(request).await };
+        let answer = fs.inner.namenode.call(Patience::Caller, request, send).await?;
+        drop(call);
+        let missing = || Error::new(ErrorCode::Internal, "the namenode's answer holds no status").with_subject(&path);
+        let status = answer.status.ok_or_else(missing)?;
+        Self::on(fs, path, &status, Start { blocks: answer.blocks, compress: options.compress, appends: true }, lease)
+    }
+
+    /// A writer of a file that is open now.
+    fn on(fs: FileSystem, path: String, status: &FileStatus, start: Start, lease: LeaseGuard) -> Result<Self> {
         if status.block_size == 0 {
             return Err(Error::new(ErrorCode::Internal, format!("{path} has a block size of 0")).with_subject(path));
         }
         let settings = fs.settings();
         let frame_bytes = settings.frame_bytes as usize;
         let window = Arc::new(Semaphore::new(settings.write_window_bytes as usize));
-        let (inode, block_size, compress) = (status.inode, status.block_size, options.compress);
+        let (inode, block_size, compress) = (status.inode, status.block_size, start.compress);
         let file = Arc::new(OpenFile { fs, path, inode, block_size, compress });
         Ok(Self {
             file,
@@ -105,8 +135,9 @@ impl FileWriter {
             finishing: None,
             succession: None,
             committed: Vec::new(),
-            blocks: 0,
-            length: 0,
+            blocks: start.blocks,
+            length: status.length,
+            appends: start.appends,
             failed: None,
             _lease: lease,
         })
@@ -117,7 +148,7 @@ impl FileWriter {
         &self.file.path
     }
 
-    /// Bytes taken so far.
+    /// Length of the file when all bytes taken so far are in it.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -191,11 +222,18 @@ impl FileWriter {
         Ok(status)
     }
 
-    /// Gives up: stops writing and deletes the file. Nothing is deleted if the path meanwhile names another file.
+    /// Gives up: stops writing and deletes the file, if this writer made it; a file that was appended to is closed by the namenode, with what
+    /// had been acked. Nothing happens to another file that the path names meanwhile.
     pub async fn abort(mut self) -> Result<()> {
         self.current = None;
         self.finishing = None;
         let file = Arc::clone(&self.file);
+        if self.appends {
+            return match file.fs.find(&file.path).await? {
+                Some(status) if status.inode == file.inode && status.open => file.fs.release_lease(&file.path).await,
+                _ => Ok(()),
+            };
+        }
         match file.fs.find(&file.path).await? {
             Some(status) if status.inode == file.inode => file.fs.delete(&file.path, false).await.map(drop),
             _ => Ok(()),

@@ -1,5 +1,6 @@
 //! Scenarios over the whole core, with scripted datanodes.
 
+mod appends;
 mod model;
 mod namespace;
 mod nodes;

@@ -1,0 +1,194 @@
+//! Files that are there are changed: appended to, taken from dead writers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
+
+use std::io::Write;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use cairn_client::fs::{AppendOptions, ClientSettings, ErrorCode, FileSystem};
+use cairn_common::Env;
+use cairn_tests::data::{self, sha256};
+use cairn_tests::process::Process;
+use cairn_tests::{Cluster, wait_until};
+
+const BLOCK: usize = 1 << 20;
+
+fn spawn(cluster: &Cluster, args: &[&str]) -> Child {
+    cluster.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn being_written(cluster: &Cluster) -> usize {
+    let open =
+        |node: usize| cluster.block_files(node).iter().filter(|f| f.extension().is_some_and(|e| e == "rbw")).count();
+    (0..cluster.datanodes.len()).map(open).sum()
+}
+
+fn kill(mut child: Child) {
+    let process = Process::of(child.id()).expect("it runs");
+    process.signal(libc::SIGKILL);
+    wait_until("the killed writer is gone", Duration::from_secs(10), || {
+        !process.runs() || child.try_wait().unwrap().is_some()
+    });
+    let _ = child.wait();
+}
+
+fn wait_open(cluster: &Cluster, path: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fs = runtime.block_on(connect(cluster));
+    wait_until("the file is open", Duration::from_secs(10), || runtime.block_on(fs.status(path)).unwrap().open);
+}
+
+async fn connect(cluster: &Cluster) -> FileSystem {
+    FileSystem::connect(Env::system(), ClientSettings::at(&cluster.namenode.addr)).await.unwrap()
+}
+
+#[test]
+fn append_adds_behind_the_end_bit_for_bit() {
+    let cluster = Cluster::small();
+    let pieces: Vec<Vec<u8>> = [BLOCK + 17, 0, 1, 300_000, 2 * BLOCK, 4_000]
+        .iter()
+        .enumerate()
+        .map(|(k, size)| {
+            if k % 2 == 0 { data::random(k as u64, *size) } else { data::text(k as u64, *size, 900)[..*size].to_vec() }
+        })
+        .collect();
+    // The first one makes the file.
+    for (k, piece) in pieces.iter().enumerate() {
+        if k % 2 == 0 {
+            let local = cluster.local_file(&format!("piece{k}"), piece);
+            cluster.cairn(&["append", &local, "/f"]).ok();
+        } else {
+            cluster.cairn_with(&["append", "-", "/f"], piece).ok();
+        }
+    }
+    let whole = pieces.concat();
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+    assert_eq!(cluster.json(&["stat", "/f"])["length"], whole.len());
+    let (first, second) = (cluster.local_file("a", b"one "), cluster.local_file("b", b"two"));
+    cluster.cairn(&["append", &first, &second, "/f"]).ok();
+    let whole = [whole, b"one two".to_vec()].concat();
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+    // A short tail block each; none of them was touched again.
+    let lengths: Vec<u64> = cluster.blocks("/f").iter().map(|block| block["length"].as_u64().unwrap()).collect();
+    assert_eq!(lengths.iter().sum::<u64>(), whole.len() as u64);
+    assert!(cluster.fsck(&["/"])["status"] == "healthy");
+    // And it survives a restart.
+    let mut cluster = cluster;
+    cluster.kill_everything();
+    cluster.start_again();
+    cluster.wait_serving(Duration::from_secs(30));
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+}
+
+#[test]
+fn what_cannot_be_appended_to_is_said_and_changes_nothing() {
+    let cluster = Cluster::small();
+    cluster.put("/f", b"kept", &[]);
+    cluster.cairn(&["mkdir", "/d"]).ok();
+    let local = cluster.local_file("x", b"more");
+    for (args, says) in [
+        (&["append", local.as_str(), "/d"][..], "not a file"),
+        (&["append", "/no/such/file", "/f"][..], "no such file"),
+        (&["append", local.as_str(), "/no/such/folder/f"][..], "/no/such/folder"),
+    ] {
+        let run = cluster.cairn(args);
+        assert_eq!(run.code, 1, "{args:?}");
+        assert!(run.stderr.contains(says) && run.stderr.trim().lines().count() == 1, "{args:?}: {}", run.stderr);
+    }
+    assert_eq!(cluster.cairn(&["append", "-", local.as_str(), "/f"]).code, 2);
+    assert_eq!(cluster.cat("/f"), b"kept");
+    // While one appends, another one is refused.
+    let mut first = spawn(&cluster, &["append", "-", "/f"]);
+    let mut stdin = first.stdin.take().unwrap();
+    stdin.write_all(b" and").unwrap();
+    wait_open(&cluster, "/f");
+    let run = cluster.cairn(&["append", &local, "/f"]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("lease is currently owned by"), "{}", run.stderr);
+    assert!(run.stderr.contains("recover-lease /f"), "{}", run.stderr);
+    drop(stdin);
+    assert!(first.wait().unwrap().success());
+    assert_eq!(cluster.cat("/f"), b"kept and");
+}
+
+#[test]
+fn a_killed_append_leaves_what_was_there_and_recover_lease_closes_the_file() {
+    let cluster = Cluster::small();
+    let old = data::random(1, BLOCK + 5);
+    cluster.put("/f", &old, &["--block-size", "4m"]);
+    let more = data::random(2, 3 * BLOCK);
+    let mut writer = spawn(&cluster, &["append", "-", "/f"]);
+    let mut stdin = writer.stdin.take().unwrap();
+    stdin.write_all(&more[..2 * BLOCK + BLOCK / 2]).unwrap();
+    wait_until("the append writes a block", Duration::from_secs(20), || being_written(&cluster) > 0);
+    kill(writer);
+    drop(stdin);
+    let open = cluster.json(&["stat", "/f"])["length"].as_u64().unwrap();
+    assert!(open >= old.len() as u64);
+    let run = cluster.json(&["admin", "recover-lease", "/f"]);
+    assert_eq!(run["closed"], true);
+    let bytes = cluster.cat("/f");
+    assert_eq!(run["length"], bytes.len());
+    let whole = [old.as_slice(), more.as_slice()].concat();
+    assert!(bytes.len() >= old.len() && bytes[..] == whole[..bytes.len()], "{} bytes", bytes.len());
+    assert_eq!(being_written(&cluster), 0);
+    // The next one goes on at once, and a closed file needs no recovery.
+    cluster.cairn_with(&["append", "-", "/f"], b"end").ok();
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&[bytes.as_slice(), b"end"].concat()));
+    cluster.cairn(&["admin", "recover-lease", "/f"]).ok();
+    let run = cluster.cairn(&["admin", "recover-lease", "/none"]);
+    assert!(run.code == 1 && run.stderr.contains("/none"), "{}", run.stderr);
+    cluster.wait_healthy(Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushed_bytes_outlive_their_writer_who_is_locked_out() {
+    let cluster = Cluster::small();
+    cluster.put("/f", b"before ", &[]);
+    let (one, other) = (connect(&cluster).await, connect(&cluster).await);
+    let bytes = data::random(3, 700_001);
+    let mut writer = one.append("/f", AppendOptions::default()).await.unwrap();
+    writer.write(&bytes).await.unwrap();
+    writer.flush().await.unwrap();
+    let closed = wait_for_closed(&other).await;
+    assert!(closed, "recovery ends");
+    let mut reader = other.open("/f").await.unwrap();
+    let mut read = Vec::new();
+    while let Some(piece) = reader.next_chunk().await.unwrap() {
+        read.extend_from_slice(&piece);
+    }
+    assert_eq!(
+        sha256(&read),
+        sha256(&[b"before ", bytes.as_slice()].concat()),
+        "every flushed byte is there, and no other"
+    );
+    let _ = writer.write(&data::random(4, 2 * BLOCK)).await;
+    let error = writer.close().await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::LeaseExpired, "{error}");
+    assert_eq!(other.status("/f").await.unwrap().length, read.len() as u64);
+}
+
+async fn wait_for_closed(fs: &FileSystem) -> bool {
+    for _ in 0..300 {
+        if fs.recover_lease("/f").await.unwrap().closed {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    false
+}
+
+#[test]
+fn a_writer_that_dies_before_its_first_byte_is_found_out_at_once() {
+    let cluster = Cluster::small();
+    cluster.put("/f", b"old", &[]);
+    let mut writer = spawn(&cluster, &["append", "-", "/f"]);
+    let stdin = writer.stdin.take().unwrap();
+    wait_open(&cluster, "/f");
+    kill(writer);
+    drop(stdin);
+    let run = cluster.json(&["admin", "recover-lease", "--timeout", "20", "/f"]);
+    assert_eq!(run["closed"], true);
+    assert_eq!(cluster.cat("/f"), b"old");
+}
