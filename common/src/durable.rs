@@ -309,6 +309,32 @@ pub fn make_dir(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether an error means that the device (or its file system) does not do its work any more: it cannot read or write, is read-only, or takes
+/// no files of ours. Not: a full disk, a name that is absent or taken, a short file, or a process out of descriptors or memory.
+pub fn is_device_failure(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    // ENOMEM, ENFILE, EMFILE: the process's trouble, which no other disk would spare it.
+    if matches!(error.raw_os_error(), Some(12 | 23 | 24)) {
+        return false;
+    }
+    !matches!(
+        error.kind(),
+        Kind::StorageFull
+            | Kind::QuotaExceeded
+            | Kind::FileTooLarge
+            | Kind::NotFound
+            | Kind::AlreadyExists
+            | Kind::DirectoryNotEmpty
+            | Kind::IsADirectory
+            | Kind::InvalidInput
+            | Kind::InvalidFilename
+            | Kind::OutOfMemory
+            | Kind::Interrupted
+            | Kind::WouldBlock
+            | Kind::UnexpectedEof
+    )
+}
+
 /// The whole of a file; refuses one longer than `limit` bytes.
 pub fn read_all(fs: &dyn Fs, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = fs.open(path, OpenMode::Read)?;
@@ -337,6 +363,13 @@ mod tests {
         assert_eq!(read_all(&SystemFs, &path, 100).unwrap(), b"two");
         assert_eq!(SystemFs.read_dir(dir.path()).unwrap().len(), 1);
         assert!(read_all(&SystemFs, &path, 2).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_or_an_absent_name_is_no_failure_of_the_device() {
+        for (errno, fails) in [(5, true), (30, true), (13, true), (28, false), (2, false), (24, false), (17, false)] {
+            assert_eq!(is_device_failure(&io::Error::from_raw_os_error(errno)), fails, "errno {errno}");
+        }
     }
 
     #[test]

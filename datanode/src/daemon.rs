@@ -25,7 +25,7 @@ use crate::http;
 use crate::report::Reporter;
 use crate::report::commands::Commands;
 use crate::settings::DatanodeSettings;
-use crate::store::BlockStore;
+use crate::store::{BlockStore, health};
 use crate::tasks::{Executor, NodeName, TaskSettings};
 use crate::transfer::{self, Transfer};
 use crate::{Extras, TaskLoad};
@@ -34,6 +34,8 @@ use crate::{Extras, TaskLoad};
 pub(crate) const CONNECTIONS: u32 = 4_096;
 /// How long a shutdown waits for the connections to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a node without volumes tries to tell the namenode.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The role; see the module.
 pub struct Datanode;
@@ -69,7 +71,7 @@ impl Datanode {
         let executor = start_executor(&env, &settings, &store, &listener, &mut extras).await?;
         let outcomes = match extras.outcomes {
             Some(outcomes) => Some(outcomes),
-            None => open_state(&env, &settings).await,
+            None => open_state(&env, &store).await,
         };
         let transfer = Transfer::new(&env, &settings, &store, extras.map_outputs, outcomes);
         let address = listener.local_addr().to_string();
@@ -88,6 +90,7 @@ impl Datanode {
             fatal,
             registered,
             in_touch: AtomicBool::new(false),
+            beats: watch::channel(0).0,
         });
         let connections = Arc::new(Semaphore::new(CONNECTIONS as usize));
         let rpc = extras.routes.map(|routes| serve_rpc(&transfer, routes));
@@ -97,6 +100,8 @@ impl Datanode {
         if let Some(http) = http {
             tasks.push(tokio::spawn(http::serve(http, Arc::clone(&reporter))));
         }
+        tasks.push(tokio::spawn(crate::scrub::run(Arc::clone(&transfer))));
+        tasks.push(tokio::spawn(keep_volumes(Arc::clone(&reporter))));
         tasks.push(tokio::spawn(reporter.run()));
         let node_id = store.identity().node_id;
         tracing::info!("datanode {node_id} listens on {address}");
@@ -192,13 +197,34 @@ async fn start_executor(
     Ok(Some(executor))
 }
 
+/// Ends the daemon when too few volumes are left, after the namenode was told of it if it listens.
+async fn keep_volumes(reporter: Arc<Reporter>) {
+    let transfer = &reporter.transfer;
+    let error = tokio::select! {
+        biased;
+        () = transfer.stopping() => return,
+        error = health::keep(&transfer.store, &transfer.settings) => error,
+    };
+    tracing::error!("{error}");
+    let mut beats = reporter.beats.subscribe();
+    let first = *beats.borrow();
+    // The one under way may have been put together before.
+    let told = beats.wait_for(|count| *count >= first + 2);
+    tokio::select! {
+        biased;
+        () = transfer.stopping() => return,
+        _ = transfer.env.clock.timeout(LAST_WORDS, told) => {}
+    }
+    reporter.fatal.send_replace(Some(error));
+}
+
 fn ended() -> Error {
     Error::new(cairn_proto::ErrorCode::Internal, "the datanode ended")
 }
 
 /// Opens the node's private notes; without them it serves all the same.
-async fn open_state(env: &Env, settings: &DatanodeSettings) -> Option<Arc<dyn KeyValue>> {
-    let path = settings.dirs.first()?.join("state");
+async fn open_state(env: &Env, store: &BlockStore) -> Option<Arc<dyn KeyValue>> {
+    let path = store.volumes().iter().find(|volume| !volume.is_failed())?.root().join("state");
     let (fs, clock) = (Arc::clone(&env.fs), env.clock.clone());
     let opened = env.work.io(move || SledKv::open(&*fs, &clock, &path)).await;
     match opened {

@@ -70,13 +70,15 @@ pub async fn respond(conn: &mut Conn, status: &str, kind: &str, body: &str) {
 
 fn health(reporter: &Reporter) -> (&'static str, &'static str, String) {
     let volumes = reporter.transfer.store.volumes();
-    let failed = volumes.iter().filter(|volume| volume.failure().is_some()).count();
+    let failures = reporter.transfer.store.failed_volumes();
+    let failed = volumes.iter().filter(|volume| volume.is_failed()).count();
     let in_touch = reporter.in_touch.load(Ordering::Relaxed);
     let body = serde_json::json!({
         "node_id": reporter.transfer.store.identity().node_id,
         "in_touch_with_namenode": in_touch,
         "volumes": volumes.len(),
-        "failed_volumes": failed,
+        "failed_volumes": failures.len(),
+        "failures": failures.iter().map(|(root, why)| serde_json::json!({"dir": root, "why": why})).collect::<Vec<_>>(),
     });
     let status = if in_touch && failed < volumes.len() { "200 OK" } else { "503 Service Unavailable" };
     (status, "application/json", format!("{body}\n"))
@@ -102,6 +104,11 @@ fn metrics(reporter: &Reporter) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "# TYPE cairn_datanode_{name} {kind}\ncairn_datanode_{name} {value}");
     }
+    for (name, kind, value) in transfer.scrub.figures() {
+        let _ = writeln!(out, "# TYPE cairn_datanode_{name} {kind}\ncairn_datanode_{name} {value}");
+    }
+    let _ = writeln!(out, "cairn_datanode_scan_suspects {}", transfer.store.suspects());
+    let _ = writeln!(out, "cairn_datanode_failed_volumes {}", transfer.store.failed_volumes().len());
     for (index, volume) in transfer.store.volumes().iter().enumerate() {
         let usage = volume.usage();
         let blocks = transfer.store.map().count(index);
@@ -110,6 +117,10 @@ fn metrics(reporter: &Reporter) -> String {
             ("used_bytes", usage.used),
             ("remaining_bytes", usage.remaining),
             ("blocks", blocks),
+            ("failed", u64::from(volume.is_failed())),
+            ("corrupt_replicas", transfer.store.map().count_corrupt(index)),
+            ("scan_pass_blocks", transfer.scrub.pass_blocks(index)),
+            ("scan_pass_started_ms", transfer.scrub.pass_started_ms(index)),
         ];
         for (name, value) in figures {
             let _ = writeln!(out, "cairn_datanode_volume_{name}{{storage=\"{}\"}} {value}", volume.storage_id());

@@ -3,6 +3,7 @@
 //! * [`store`]: block files on volumes, the replica map, the recovery scan
 //! * [`transfer`]: the data plane: write pipeline, reads, copies
 //! * [`tasks`]: the executor of jobs
+//! * [`scrub`]: checks of replicas and folders in the background
 //! * [`report`]: registration, heartbeats, block reports, orders of the namenode
 //! * [`Datanode::start`] puts them together; [`Running`] is the handle
 //!
@@ -14,6 +15,7 @@ pub mod daemon;
 mod daemon_tests;
 mod http;
 pub mod report;
+pub mod scrub;
 mod settings;
 pub mod store;
 pub mod tasks;
@@ -55,6 +57,6 @@ pub struct Extras {
     pub routes: Option<tonic::service::Routes>,
     /// For heartbeats.
     pub load: Option<Arc<dyn TaskLoad>>,
-    /// Where outcomes of checks are noted; none: a sled folder on the first volume.
+    /// Where outcomes of checks are noted; none: a sled folder on the first volume that works.
     pub outcomes: Option<Arc<dyn KeyValue>>,
 }

@@ -30,6 +30,23 @@ pub struct DatanodeSettings {
     pub capacity_bytes: Option<u64>,
     /// Bytes of each file system that blocks never take. Higher: less room for blocks; lower: logs and other programs may find the disk full.
     pub reserved_bytes: u64,
+    /// Volumes that may fail before the node ends; none: all but one. Fewer: a node with a bad disk leaves the cluster, and all its blocks are
+    /// copied; more: it goes on with less room.
+    pub failed_volumes_tolerated: Option<usize>,
+    /// Pause between two checks of each volume (a few bytes written, synced, read). Longer: an idle dead disk is noticed later.
+    pub volume_check_interval_ms: u64,
+    /// A check that takes longer has failed. Shorter: a busy disk is taken for dead; longer: a hanging one is noticed later.
+    pub volume_check_timeout_ms: u64,
+    /// Bytes a second and volume that the scanner reads; 0: it does not run. Higher: a pass over a large volume takes less time, and clients
+    /// less of the disk; too low, and blocks are not checked within `scan_period_ms`.
+    pub scan_bytes_per_second: u64,
+    /// Each block is checked about once in this time. Longer: damage that nobody reads stays unseen for longer.
+    pub scan_period_ms: u64,
+    /// Pause of the scanner between two looks for blocks that are due.
+    pub scan_pause_ms: u64,
+    /// Pause between two comparisons of the folders with what is known to be in them; 0: none. Longer: a file that was removed by hand is
+    /// noticed later (or when it is read).
+    pub directory_scan_interval_ms: u64,
     /// Tasks that may run at once; 0: this node runs none.
     pub task_slots: u32,
     /// Take jobs although the data port is reachable from beyond this machine.
@@ -64,6 +81,13 @@ impl Default for DatanodeSettings {
             rack: "/default-rack".into(),
             capacity_bytes: None,
             reserved_bytes: 64 << 20,
+            failed_volumes_tolerated: None,
+            volume_check_interval_ms: 30_000,
+            volume_check_timeout_ms: 60_000,
+            scan_bytes_per_second: 8 << 20,
+            scan_period_ms: 21 * 24 * 3_600_000,
+            scan_pause_ms: 3_600_000,
+            directory_scan_interval_ms: 6 * 3_600_000,
             task_slots: 2,
             allow_jobs: false,
             worker_command: Vec::new(),
@@ -116,7 +140,32 @@ impl DatanodeSettings {
                 return Err(invalid(format!("{name}: {value} is out of range (1 to 2^30)")));
             }
         }
+        for (name, value) in [
+            ("volume_check_interval_ms", self.volume_check_interval_ms),
+            ("volume_check_timeout_ms", self.volume_check_timeout_ms),
+            ("scan_period_ms", self.scan_period_ms),
+            ("scan_pause_ms", self.scan_pause_ms),
+        ] {
+            if value == 0 || value > 1 << 40 {
+                return Err(invalid(format!("{name}: {value} is out of range (1 to 2^40)")));
+            }
+        }
+        if self.directory_scan_interval_ms > 1 << 40 {
+            return Err(invalid("directory_scan_interval_ms: more than 2^40".into()));
+        }
+        if self.failed_volumes_tolerated.is_some_and(|count| count >= self.dirs.len()) {
+            let text = format!(
+                "failed_volumes_tolerated: at least one of the {} volumes must be left in service",
+                self.dirs.len()
+            );
+            return Err(invalid(text));
+        }
         Ok(())
+    }
+
+    /// Volumes that may be out of service.
+    pub(crate) fn failed_volumes_tolerated(&self) -> usize {
+        self.failed_volumes_tolerated.unwrap_or_else(|| self.dirs.len().saturating_sub(1))
     }
 
     fn check_dirs(&self) -> Result<()> {

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use cairn_proto::ErrorCode;
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::pb::{self, datanode_command::Command, report_up::Report};
+use cairn_proto::{ErrorCode, ErrorKind};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::store::lock;
@@ -84,7 +84,13 @@ impl Commands {
             let targets: Vec<&str> = order.targets.iter().map(|target| target.address.as_str()).collect();
             match copied {
                 Some(Ok(length)) => tracing::info!("block {id} ({length} bytes) copied to {}", targets.join(", ")),
-                Some(Err(error)) => tracing::warn!("block {id} could not be copied to {}: {error}", targets.join(", ")),
+                Some(Err(error)) => {
+                    tracing::warn!("block {id} could not be copied to {}: {error}", targets.join(", "));
+                    // The other side takes nothing that does not verify; then our replica may be the reason.
+                    if matches!(error.kind(), ErrorKind::Corrupt) || error.code() == ErrorCode::Io {
+                        this.transfer.store.suspect(BlockId(id));
+                    }
+                }
                 None => {}
             }
             lock(&this.copying).remove(&id);

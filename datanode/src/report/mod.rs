@@ -48,6 +48,8 @@ pub struct Reporter {
     /// Registrations so far.
     pub(crate) registered: watch::Sender<u64>,
     pub(crate) in_touch: AtomicBool,
+    /// Heartbeats that were answered.
+    pub(crate) beats: watch::Sender<u64>,
 }
 
 impl Reporter {
@@ -185,6 +187,7 @@ impl Reporter {
             match self.transfer.env.clock.timeout(CALL_TIMEOUT, client.heartbeat(request)).await {
                 Ok(Ok(response)) => {
                     self.in_touch.store(true, Ordering::Relaxed);
+                    self.beats.send_modify(|count| *count += 1);
                     let response = response.into_inner();
                     store.join_cluster(&answer.cluster_id, &answer.pool_id, response.epoch).await?;
                     for command in response.commands {

@@ -8,7 +8,7 @@
 //! A change of an entry and the report of that change are queued under the same lock, so reports leave in the order in which things became
 //! true. While no report stream is open changes are not queued: the next registration sends a full report of the live map.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -108,6 +108,8 @@ struct State {
     made: u64,
     streaming: bool,
     overflowed: bool,
+    /// Volumes out of service: nothing is noted of them any more.
+    gone: BTreeSet<usize>,
 }
 
 /// See the module.
@@ -165,10 +167,46 @@ impl ReplicaMap {
         lock(&self.state).volumes[volume] = replicas;
     }
 
+    /// A volume is out of service: its replicas are forgotten, without a report (the heartbeat says it of the whole volume), and its writers
+    /// stopped. Returns how many there were.
+    pub fn take_out(&self, volume: usize) -> usize {
+        let mut state = lock(&self.state);
+        if !state.gone.insert(volume) {
+            return 0;
+        }
+        let replicas = std::mem::take(&mut state.volumes[volume]);
+        for id in replicas.keys() {
+            state.fences.remove(id);
+        }
+        drop(state);
+        for entry in replicas.values() {
+            if let Kind::Writing(open) = &entry.kind {
+                open.fence();
+            }
+        }
+        replicas.len()
+    }
+
+    /// Finalized replicas of a volume after id `after`, at most `limit`.
+    pub fn finalized(&self, volume: usize, after: Option<i64>, limit: usize) -> Vec<(BlockId, Entry)> {
+        let state = lock(&self.state);
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let replicas = state.volumes[volume].range((start, Bound::Unbounded));
+        let finalized =
+            replicas.filter(|(_, entry)| matches!(entry.kind, Kind::Finalized { .. } | Kind::Corrupt { .. }));
+        finalized.take(limit).map(|(id, entry)| (BlockId(*id), entry.clone())).collect()
+    }
+
     /// The replica of `block` and its volume.
     pub fn get(&self, block: BlockId) -> Option<(usize, Entry)> {
         let state = lock(&self.state);
         state.find(block).map(|volume| (volume, state.volumes[volume][&block.0].clone()))
+    }
+
+    /// Replicas of a volume that were set aside.
+    pub fn count_corrupt(&self, volume: usize) -> u64 {
+        let state = lock(&self.state);
+        state.volumes[volume].values().filter(|entry| matches!(entry.kind, Kind::Corrupt { .. })).count() as u64
     }
 
     /// Replicas per volume.
@@ -185,6 +223,9 @@ impl ReplicaMap {
         replaces: impl FnOnce(&Entry) -> bool,
     ) -> Result<Option<(usize, Entry)>> {
         let mut state = lock(&self.state);
+        if state.gone.contains(&volume) {
+            return Err(Error::new(ErrorCode::Io, "the volume is out of service"));
+        }
         let older = match state.find(block) {
             None => None,
             Some(at) => {
@@ -234,6 +275,9 @@ impl ReplicaMap {
     /// Puts a claimed (or written) entry in its new state. With `report` the change goes to the namenode. Returns its number.
     pub fn settle(&self, volume: usize, block: BlockId, entry: Entry, report: bool) -> u64 {
         let mut state = lock(&self.state);
+        if state.gone.contains(&volume) {
+            return state.made;
+        }
         if let (true, Some(replica)) = (report, replica_report(block.0, &entry)) {
             let changed = pb::ReplicaChanged {
                 storage_id: self.storage_ids[volume].clone(),
@@ -256,6 +300,9 @@ impl ReplicaMap {
     /// Forgets a claimed entry. With `report` the namenode is told.
     pub fn forget(&self, volume: usize, block: BlockId, generation: Generation, report: bool) {
         let mut state = lock(&self.state);
+        if state.gone.contains(&volume) {
+            return;
+        }
         state.volumes[volume].remove(&block.0);
         state.fences.remove(&block.0);
         if report {

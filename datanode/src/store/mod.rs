@@ -14,18 +14,23 @@
 //! The async methods that change replicas must be driven to their end (run them in a task of their own), or a claim stays.
 
 pub mod cache;
+pub mod health;
+#[cfg(test)]
+mod health_tests;
 pub mod map;
+mod open;
 pub mod ops;
 pub mod scan;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 pub mod version;
 pub mod volume;
 pub mod writer;
 
 use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cairn_common::Env;
@@ -34,8 +39,10 @@ use cairn_proto::blockfile::BlockIndex;
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::pb;
 use cairn_proto::{Error, ErrorCode, Result};
+use tokio::sync::Notify;
 
 use self::cache::{Cached, IndexCache};
+use self::health::Suspects;
 use self::map::{Entry, Kind, ReplicaMap, not_found};
 use self::scan::OpenError;
 use self::version::Version;
@@ -71,6 +78,11 @@ pub struct BlockStore {
     map: ReplicaMap,
     cache: IndexCache,
     next_volume: AtomicUsize,
+    /// Told when a volume fails.
+    failures: Arc<Notify>,
+    /// Folders that could not be opened at start, and why.
+    left_out: Vec<(PathBuf, String)>,
+    suspects: Suspects,
 }
 
 /// A replica opened for reading.
@@ -95,7 +107,10 @@ impl BlockStore {
     /// Locks and reads the volumes; makes new ones. If they belong to a cluster already, scans them.
     pub async fn open(env: &Env, settings: &DatanodeSettings) -> Result<Arc<Self>> {
         let (scan_env, settings) = (env.clone(), settings.clone());
-        let (volumes, versions) = env.work.io(move || open_volumes(&scan_env, &settings)).await?;
+        let failures = Arc::new(Notify::new());
+        let told = Arc::clone(&failures);
+        let open::OpenVolumes { volumes, versions, left_out } =
+            env.work.io(move || open::open_volumes(&scan_env, &settings, &told)).await?;
         let storage_ids = volumes.iter().map(|volume| volume.storage_id().to_owned()).collect();
         let store = Arc::new(Self {
             env: env.clone(),
@@ -104,6 +119,9 @@ impl BlockStore {
             map: ReplicaMap::new(storage_ids),
             cache: IndexCache::new(INDEX_CACHE_ENTRIES),
             next_volume: AtomicUsize::new(0),
+            failures,
+            left_out,
+            suspects: Suspects::default(),
         });
         let pool = store.identity().pool_id;
         if !pool.is_empty() {
@@ -173,15 +191,29 @@ impl BlockStore {
             .work
             .io(move || {
                 let mut versions = lock(&store.versions).clone();
+                let mut last = None;
                 for (volume, version) in store.volumes.iter().zip(&mut versions) {
-                    volume.open_pool(&pool)?;
                     version.cluster_id.clone_from(&cluster_id);
                     version.pool_id.clone_from(&pool);
                     version.epoch = epoch;
-                    version.write(&*store.env.fs, volume.root())?;
+                    if volume.is_failed() {
+                        continue;
+                    }
+                    let written = volume.open_pool(&pool).and_then(|()| version.write(&*store.env.fs, volume.root()));
+                    if let Err(error) = written {
+                        if error.code() != ErrorCode::Io {
+                            return Err(error);
+                        }
+                        // The others carry the node.
+                        volume.fail(error.message().to_owned());
+                        last = Some(error);
+                    }
                 }
                 *lock(&store.versions) = versions;
-                Ok::<(), Error>(())
+                match last {
+                    Some(error) if store.volumes.iter().all(Volume::is_failed) => Err(error),
+                    _ => Ok(()),
+                }
             })
             .await?;
         self.map.set_pool(pool_id);
@@ -194,8 +226,17 @@ impl BlockStore {
             let (store, pool) = (Arc::clone(self), pool.to_owned());
             self.env.work.io(move || {
                 let volume = &store.volumes[index];
-                volume.open_pool(&pool)?;
-                scan::scan_volume(&*store.env.fs, volume, index).map(|found| found.replicas)
+                let scanned = volume
+                    .open_pool(&pool)
+                    .and_then(|()| scan::scan_volume(&*store.env.fs, volume, index).map(|found| found.replicas));
+                match scanned {
+                    Err(error) if error.code() == ErrorCode::Io => {
+                        // The node goes on with its other volumes.
+                        volume.fail(error.message().to_owned());
+                        Ok(std::collections::BTreeMap::new())
+                    }
+                    scanned => scanned,
+                }
             })
         };
         let scans = futures_util::future::join_all((0..self.volumes.len()).map(scan)).await;
@@ -226,54 +267,6 @@ impl BlockStore {
                 }
             }
         }
-    }
-
-    /// Figures of each volume, as heartbeats and registrations carry them. Looks at the file systems.
-    pub async fn storages(self: &Arc<Self>) -> Vec<pb::StorageInfo> {
-        let store = Arc::clone(self);
-        self.env
-            .work
-            .io(move || {
-                let of_volume = |(index, volume): (usize, &Volume)| {
-                    volume.refresh_room();
-                    let usage = volume.usage();
-                    pb::StorageInfo {
-                        storage_id: volume.storage_id().to_owned(),
-                        storage_type: pb::StorageType::Disk as i32,
-                        capacity: usage.capacity,
-                        used: usage.used,
-                        remaining: if volume.failure().is_some() { 0 } else { usage.remaining },
-                        blocks: store.map.count(index),
-                        failure: volume.failure().unwrap_or_default(),
-                    }
-                };
-                store.volumes.iter().enumerate().map(of_volume).collect()
-            })
-            .await
-    }
-
-    /// Takes the volume named, or the one with room; reserves the first step.
-    fn choose_volume(&self, storage_id: &str, bytes: u64) -> Result<usize> {
-        let usable = |index: &usize| self.volumes[*index].failure().is_none();
-        let named =
-            (0..self.volumes.len()).filter(usable).find(|index| self.volumes[*index].storage_id() == storage_id);
-        if let Some(index) = named {
-            return self.volumes[index].reserve(bytes).map(|()| index);
-        }
-        let remaining: Vec<(usize, u64)> = (0..self.volumes.len())
-            .filter(usable)
-            .map(|index| (index, self.volumes[index].usage().remaining))
-            .collect();
-        let most = remaining.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
-        // Volumes with about as much room as the best take turns; a much fuller one waits until the others are as full.
-        let good: Vec<usize> =
-            remaining.iter().filter(|(_, bytes)| *bytes >= most / 4 * 3).map(|(index, _)| *index).collect();
-        if good.is_empty() {
-            return Err(Error::new(ErrorCode::DiskFull, "no volume of this datanode is in service"));
-        }
-        let turn = self.next_volume.fetch_add(1, Ordering::Relaxed);
-        let index = good[turn % good.len()];
-        self.volumes[index].reserve(bytes).map(|()| index)
     }
 
     /// Opens a replica for reading. `generation` is the least that the reader accepts.
@@ -364,7 +357,10 @@ impl BlockStore {
                 Err(not_found(block))
             }
             Err(OpenError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                Err(Error::io(format!("reading {}", path.display()), &error).with_subject(block.to_string()))
+                let told = self.volumes[volume].read_failed(format!("reading {}", path.display()), &error);
+                // Whether the replica or the whole disk cannot be read is for a check to find out.
+                self.suspect(block);
+                Err(told.with_subject(block.to_string()))
             }
             Err(flaw) => {
                 let error = scan::corrupt(&path, &flaw);
@@ -376,22 +372,34 @@ impl BlockStore {
 
     /// Somebody removed a finalized file behind our back (unless it was renamed just now).
     fn file_is_gone(&self, block: BlockId, generation: Generation, path: &Path) {
+        self.give_up_if_gone(block, generation, path);
+    }
+
+    /// Gives a replica up whose file is not there any more; blocking. `true`: so it was.
+    pub(crate) fn give_up_if_gone(&self, block: BlockId, generation: Generation, path: &Path) -> bool {
         let still_there = |entry: &Entry| match entry.kind {
             Kind::Finalized { .. } if entry.generation == generation => Ok(()),
             _ => Err(not_found(block)),
         };
         if let Ok((volume, entry)) = self.map.claim(block, still_there) {
             // The look at the map and the rename are not one step: only a claim excludes the rename.
-            if self.env.fs.metadata(path).is_ok_and(|found| found.is_some()) {
+            if !matches!(self.env.fs.metadata(path), Ok(None)) {
                 self.map.settle(volume, block, entry, false);
-                return;
+                return false;
+            }
+            if self.volumes[volume].is_gone() {
+                self.volumes[volume].fail(format!("{} is gone", self.volumes[volume].root().display()));
+                self.map.settle(volume, block, entry, false);
+                return false;
             }
             tracing::warn!("{} is gone; the replica is given up", path.display());
             if let Kind::Finalized { stored, .. } = entry.kind {
                 self.volumes[volume].removed(stored);
             }
             self.map.forget(volume, block, generation, true);
+            return true;
         }
+        false
     }
 }
 
@@ -417,63 +425,4 @@ fn open_with_cache(
     }
     let opened = scan::open_finalized(fs, path, block, length)?;
     Ok((opened.file, Cached { index: Arc::new(opened.index), stored: opened.stored }))
-}
-
-/// Locks every folder, agrees on one node, and gives new folders their identity.
-fn open_volumes(env: &Env, settings: &DatanodeSettings) -> Result<(Vec<Volume>, Vec<Version>)> {
-    let mut locked = Vec::new();
-    for dir in &settings.dirs {
-        locked.push((dir, Volume::lock(&env.fs, dir)?));
-    }
-    let known = locked.iter().find_map(|(dir, (_, version))| version.clone().map(|version| (*dir, version)));
-    let node_id = known.as_ref().map_or_else(|| env.entropy.uuid(), |(_, version)| version.node_id.clone());
-    let mut volumes = Vec::new();
-    let mut versions = Vec::new();
-    let limit = settings.capacity_bytes.map(|bytes| bytes / settings.dirs.len() as u64);
-    for (dir, (lock, version)) in locked {
-        let version = match version {
-            Some(version) => version,
-            None => {
-                let mut fresh = Volume::fresh_version(env, &node_id);
-                if let Some((_, known)) = &known {
-                    fresh.cluster_id.clone_from(&known.cluster_id);
-                    fresh.pool_id.clone_from(&known.pool_id);
-                    fresh.epoch = known.epoch;
-                }
-                fresh.write(&*env.fs, dir)?;
-                fresh
-            }
-        };
-        if let Some((other, known)) = &known {
-            check_same_node(dir, &version, other, known)?;
-        }
-        if versions.iter().any(|other: &Version| other.storage_id == version.storage_id) {
-            let text = format!("{} is a copy of another volume of this datanode: it has its storage id", dir.display());
-            return Err(Error::new(ErrorCode::InvalidArgument, text));
-        }
-        let fs = Arc::clone(&env.fs);
-        let volume = Volume::new(fs, dir, lock, version.storage_id.clone(), limit, settings.reserved_bytes);
-        volume.refresh_room();
-        volumes.push(volume);
-        versions.push(version);
-    }
-    Ok((volumes, versions))
-}
-
-fn check_same_node(dir: &Path, version: &Version, other: &Path, known: &Version) -> Result<()> {
-    for (what, this, that) in [
-        ("datanode", &version.node_id, &known.node_id),
-        ("cluster", &version.cluster_id, &known.cluster_id),
-        ("block pool", &version.pool_id, &known.pool_id),
-    ] {
-        if this != that {
-            let text = format!(
-                "{} belongs to {what} {this}, but {} to {what} {that}: they cannot serve together",
-                dir.display(),
-                other.display()
-            );
-            return Err(Error::new(ErrorCode::WrongCluster, text).with_subject(dir.display().to_string()));
-        }
-    }
-    Ok(())
 }

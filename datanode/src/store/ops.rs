@@ -11,7 +11,7 @@ use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result};
 
 use super::map::{Entry, Kind, not_found};
-use super::scan::{self, Depth, OpenError};
+use super::scan::{self, Depth};
 use super::volume::RESERVE_STEP;
 use super::writer::{Matcher, ReplicaWriter, Start};
 use super::{BlockStore, stale};
@@ -63,7 +63,25 @@ impl BlockStore {
     /// Makes a new replica. Nothing is left if it fails.
     pub async fn create(self: &Arc<Self>, new: NewReplica) -> Result<ReplicaWriter> {
         let reserved = RESERVE_STEP.min(new.block_size.max(1) + (64 << 10));
-        let volume = self.choose_volume(&new.storage_id, reserved)?;
+        let mut last = None;
+        for volume in self.volumes_for(&new.storage_id)? {
+            let created = match self.volumes[volume].reserve(reserved) {
+                Ok(()) => self.create_on(volume, &new, reserved).await,
+                Err(full) => Err(full),
+            };
+            match created {
+                // Another volume may have room, or a disk that works.
+                Err(error) if error.code() == ErrorCode::DiskFull || self.volumes[volume].is_failed() => {
+                    last.get_or_insert(error);
+                }
+                created => return created,
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(ErrorCode::DiskFull, "no volume of this datanode is in service")))
+    }
+
+    /// Makes a new replica on one volume, on which `reserved` bytes were promised; on failure they are given back.
+    async fn create_on(self: &Arc<Self>, volume: usize, new: &NewReplica, reserved: u64) -> Result<ReplicaWriter> {
         let replaceable = |entry: &Entry| match entry.kind {
             // A bad or abandoned replica makes room for a good copy.
             Kind::Corrupt { .. } | Kind::Recovering { .. } => new.temporary && entry.generation <= new.generation,
@@ -122,7 +140,7 @@ impl BlockStore {
         temporary: bool,
     ) -> Result<(PathBuf, Arc<dyn cairn_common::durable::File>)> {
         let path = self.volumes[volume].open_path(block, generation, temporary)?;
-        let failed = |error: io::Error| Error::io(format!("creating {}", path.display()), &error);
+        let failed = |error: io::Error| self.volumes[volume].failed(format!("creating {}", path.display()), &error);
         // A leftover of this very name is not in the map, so nobody needs it.
         if self.env.fs.metadata(&path).map_err(failed)?.is_some() {
             self.env.fs.remove_file(&path).map_err(failed)?;
@@ -239,8 +257,11 @@ impl BlockStore {
         }
         let storage = &self.volumes[volume];
         let path = storage.finalized_path(block, entry.generation, length).map_err(back)?;
-        let opened = scan::open_finalized(&*self.env.fs, &path, block, length)
-            .map_err(|flaw| back(scan::corrupt(&path, &flaw)))?;
+        let opened = scan::open_finalized(&*self.env.fs, &path, block, length).map_err(|flaw| {
+            let error = back(scan::corrupt(&path, &flaw));
+            self.suspect(block);
+            error
+        })?;
         let end = opened.index.frames_end();
         let walk = scan::walk(&*opened.file, block, opened.header_bytes, end, keep_length, Depth::Headers);
         let walk = walk.map_err(|error| back(Error::io(path.display(), &error)))?;
@@ -278,7 +299,7 @@ impl BlockStore {
         }
         let storage = &self.volumes[volume];
         let path = storage.open_path(block, entry.generation, false).map_err(back)?;
-        let failed = |error: io::Error| Error::io(format!("recovering {}", path.display()), &error);
+        let failed = |error: io::Error| storage.failed(format!("recovering {}", path.display()), &error);
         let file = self.env.fs.open(&path, OpenMode::Write).map_err(|error| back(failed(error)))?;
         let walk = scan::walk(&*file, block, header_bytes, index.frames_end(), keep_length, Depth::Headers);
         let kept = walk.map_err(|error| back(failed(error)))?.index;
@@ -409,67 +430,6 @@ impl BlockStore {
                 }
             })
             .await;
-    }
-
-    /// Reads a whole finalized replica and checks every checksum; a bad one is set aside. Returns its length and size on disk.
-    pub async fn verify(self: &Arc<Self>, block: BlockId, generation: Generation) -> Result<(u64, u64)> {
-        let (volume, entry) = self.map.get(block).ok_or_else(|| not_found(block))?;
-        if entry.generation < generation {
-            return Err(stale(block, entry.generation, generation));
-        }
-        let length = match &entry.kind {
-            Kind::Finalized { length, .. } => *length,
-            Kind::Corrupt { path, .. } => return Err(scan::corrupt(path, &"set aside, it did not verify")),
-            Kind::Writing(_) | Kind::Recovering { .. } | Kind::Claimed(_) => {
-                let text = format!("block {block} is not finalized here: there is nothing to verify yet");
-                return Err(Error::new(ErrorCode::Busy, text).with_subject(block.to_string()));
-            }
-        };
-        let path = self.volumes[volume].finalized_path(block, entry.generation, length)?;
-        let (fs, at) = (Arc::clone(&self.env.fs), path.clone());
-        let checked = self.env.work.io(move || check_all(&*fs, &at, block, length)).await;
-        match checked {
-            Ok(stored) => Ok((length, stored)),
-            Err(CheckError::Open(OpenError::Io(error))) | Err(CheckError::Io(error))
-                if error.kind() == io::ErrorKind::NotFound =>
-            {
-                self.file_is_gone(block, entry.generation, &path);
-                Err(not_found(block))
-            }
-            Err(CheckError::Open(OpenError::Io(error))) | Err(CheckError::Io(error))
-                if error.kind() != io::ErrorKind::UnexpectedEof =>
-            {
-                Err(Error::io(format!("reading {}", path.display()), &error).with_subject(block.to_string()))
-            }
-            Err(flaw) => {
-                self.set_aside(block, entry.generation, flaw.to_string()).await;
-                Err(scan::corrupt(&path, &flaw))
-            }
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum CheckError {
-    #[error("{0}")]
-    Open(#[from] OpenError),
-    #[error("{0}")]
-    Io(io::Error),
-    #[error("{0}")]
-    Frame(cairn_proto::frame::FrameError),
-    #[error("its index or footer does not agree with its frames")]
-    Index,
-}
-
-fn check_all(fs: &dyn cairn_common::durable::Fs, path: &Path, block: BlockId, length: u64) -> Result<u64, CheckError> {
-    let opened = scan::open_finalized(fs, path, block, length)?;
-    let end = opened.index.frames_end();
-    let walk =
-        scan::walk(&*opened.file, block, opened.header_bytes, end, u64::MAX, Depth::Data).map_err(CheckError::Io)?;
-    match walk.flaw {
-        Some(flaw) => Err(CheckError::Frame(flaw)),
-        None if walk.index != opened.index => Err(CheckError::Index),
-        None => Ok(opened.stored),
     }
 }
 

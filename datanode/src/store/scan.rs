@@ -35,6 +35,83 @@ pub struct Walk {
     pub flaw: Option<FrameError>,
 }
 
+/// A walk over all of a finalized file that can pause.
+pub struct Check {
+    block: BlockId,
+    opened: Opened,
+    index: BlockIndex,
+    payload: Vec<u8>,
+}
+
+/// Why a finalized replica is not what it should be, or could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// It could not be opened.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// It could not be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A frame does not verify.
+    #[error("the frame at {at} of the block: {flaw}")]
+    Frame {
+        /// Offset of its data in the block.
+        at: u64,
+        /// What is wrong with it.
+        flaw: FrameError,
+    },
+    /// All verifies, but not together.
+    #[error("its index or footer does not agree with its frames")]
+    Index,
+}
+
+impl CheckError {
+    /// The machine's error, if it says nothing about the replica; a file that ends early does.
+    pub fn machine(&self) -> Option<&io::Error> {
+        match self {
+            Self::Open(OpenError::Io(error)) | Self::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                Some(error)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Check {
+    /// Opens the file; checks header, footer and index.
+    pub fn begin(fs: &dyn Fs, path: &Path, block: BlockId, length: u64) -> Result<Self, CheckError> {
+        let opened = open_finalized(fs, path, block, length)?;
+        let index = BlockIndex::new(opened.header_bytes);
+        Ok(Self { block, opened, index, payload: Vec::new() })
+    }
+
+    /// Bytes of the file.
+    pub fn stored(&self) -> u64 {
+        self.opened.stored
+    }
+
+    /// Bytes of the file that were checked.
+    pub fn position(&self) -> u64 {
+        self.index.frames_end()
+    }
+
+    /// Checks frames until `bytes` more of the file were read; `true` at the end. What failed with the machine's error may be tried again.
+    pub fn step(&mut self, bytes: u64) -> Result<bool, CheckError> {
+        let (end, from) = (self.opened.index.frames_end(), self.index.frames_end());
+        while self.index.frames_end() < end && self.index.frames_end() - from < bytes {
+            let (file, at) = (&*self.opened.file, self.index.data_length());
+            match next_frame(file, self.block, &self.index, end, Depth::Data, &mut self.payload)? {
+                Ok(header) => self.index.push(&header),
+                Err(flaw) => return Err(CheckError::Frame { at, flaw }),
+            }
+        }
+        if self.index.frames_end() < end {
+            return Ok(false);
+        }
+        if self.index == self.opened.index { Ok(true) } else { Err(CheckError::Index) }
+    }
+}
+
 /// Walks from the first frame at `from` until the file offset `end`, or until `stop_at` bytes of data.
 pub fn walk(file: &dyn File, block: BlockId, from: u64, end: u64, stop_at: u64, depth: Depth) -> io::Result<Walk> {
     let mut index = BlockIndex::new(from);

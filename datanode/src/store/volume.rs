@@ -12,19 +12,26 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cairn_common::Env;
-use cairn_common::durable::{Fs, Lock, make_dir};
+use cairn_common::durable::{self, Fs, Lock, OpenMode, make_dir};
 use cairn_proto::blockfile;
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result};
+use tokio::sync::Notify;
 
 use super::lock;
 use super::version::{LAYOUT, Version};
 
 /// Room is taken ahead of a writer in steps of this, so that many small files do not each hold a whole block's.
 pub const RESERVE_STEP: u64 = 16 << 20;
+
+/// Replicas that a disk may fail to read before it counts as failing: one bad sector is a bad replica, several are a bad disk.
+const READ_ERRORS_TOLERATED: u32 = 4;
+/// What the check of a volume writes and reads back.
+const PROBE: &str = "probe.tmp";
 
 /// A volume; see the module.
 pub struct Volume {
@@ -36,6 +43,10 @@ pub struct Volume {
     folders: Mutex<HashSet<PathBuf>>,
     room: Mutex<Room>,
     failure: Mutex<Option<String>>,
+    /// Told of each failure; shared by the volumes of a node.
+    failures: Arc<Notify>,
+    read_errors: AtomicU32,
+    looking: AtomicBool,
 }
 
 /// Figures of a volume, bytes.
@@ -115,8 +126,8 @@ impl Volume {
         root: &Path,
         lock: Box<dyn Lock>,
         storage_id: String,
-        limit: Option<u64>,
-        reserve: u64,
+        (limit, reserve): (Option<u64>, u64),
+        failures: Arc<Notify>,
     ) -> Self {
         Self {
             root: root.to_owned(),
@@ -127,6 +138,9 @@ impl Volume {
             folders: Mutex::default(),
             room: Mutex::new(Room { limit, keep_free: reserve, ..Room::default() }),
             failure: Mutex::default(),
+            failures,
+            read_errors: AtomicU32::new(0),
+            looking: AtomicBool::new(false),
         }
     }
 
@@ -222,13 +236,58 @@ impl Volume {
         self.fs.sync_dir(folder).map_err(|error| self.failed(format!("syncing {}", folder.display()), &error))
     }
 
-    /// An error of the disk itself takes the volume out of service.
+    /// An operation that changes the volume failed: if the disk itself is why, or the folder is gone, the volume is out of service.
     pub fn failed(&self, doing: impl std::fmt::Display, error: &io::Error) -> Error {
-        let error = Error::io(doing, error);
-        if error.code() == ErrorCode::Io {
-            self.fail(error.message().to_owned());
+        let told = Error::io(doing, error);
+        if durable::is_device_failure(error) || (error.kind() == io::ErrorKind::NotFound && self.is_gone()) {
+            self.fail(told.message().to_owned());
         }
-        error
+        told
+    }
+
+    /// A read failed. One unreadable place is the replica's trouble; several, or a folder that is gone, are the volume's.
+    pub fn read_failed(&self, doing: impl std::fmt::Display, error: &io::Error) -> Error {
+        let told = Error::io(doing, error);
+        let failing = durable::is_device_failure(error)
+            && self.read_errors.fetch_add(1, Ordering::Relaxed) >= READ_ERRORS_TOLERATED;
+        if failing || (error.kind() == io::ErrorKind::NotFound && self.is_gone()) {
+            self.fail(told.message().to_owned());
+        }
+        told
+    }
+
+    /// Whether the folder is not there any more, or is another one than it was (a disk that was unmounted leaves an empty folder).
+    pub fn is_gone(&self) -> bool {
+        matches!(self.fs.metadata(&self.root.join("VERSION")), Ok(None))
+    }
+
+    /// Checks that the volume still does what it is for: it is there, is ours, and takes, keeps and gives back a few bytes. Blocking. A full
+    /// disk passes. What does not hold takes the volume out of service.
+    pub fn check(&self) {
+        if self.failure().is_some() {
+            return;
+        }
+        if let Err(error) = self.probe()
+            && (durable::is_device_failure(&error) || error.kind() == io::ErrorKind::NotFound)
+        {
+            self.fail(format!("{}: the check of the volume failed: {error}", self.root.display()));
+        }
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        let version = durable::read_all(&*self.fs, &self.root.join("VERSION"), 64 << 10)?;
+        if !String::from_utf8_lossy(&version).contains(&self.storage_id) {
+            return Err(io::Error::other("another volume lies there"));
+        }
+        let path = self.root.join(PROBE);
+        let file = self.fs.open(&path, OpenMode::WriteOrCreate)?;
+        let written = [0xC5; 512];
+        file.write_all_at(&written, 0)?;
+        file.sync_data()?;
+        let mut read = [0; 512];
+        file.read_exact_at(&mut read, 0)?;
+        self.fs.remove_file(&path)?;
+        if read == written { Ok(()) } else { Err(io::Error::other("what was written reads back differently")) }
     }
 
     /// Makes a fan-out folder durable the first time that it is needed. That it exists says nothing: whoever made it may not have synced yet.
@@ -246,9 +305,14 @@ impl Volume {
         Ok(())
     }
 
-    /// Looks at the file system's room again (I/O).
+    /// Looks at the file system's room again (I/O). Does nothing while an earlier look still hangs, so that a stuck disk holds one thread.
     pub fn refresh_room(&self) {
-        match self.fs.space(&self.root) {
+        if self.failure().is_some() || self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let space = self.fs.space(&self.root);
+        self.looking.store(false, Ordering::Release);
+        match space {
             Ok(space) => {
                 let mut room = lock(&self.room);
                 room.disk_capacity = space.capacity;
@@ -266,12 +330,19 @@ impl Volume {
         if failure.is_none() {
             tracing::error!("volume {} is out of service: {why}", self.root.display());
             *failure = Some(why);
+            drop(failure);
+            self.failures.notify_one();
         }
     }
 
     /// Why the volume is out of service, if it is.
     pub fn failure(&self) -> Option<String> {
         lock(&self.failure).clone()
+    }
+
+    /// Whether the volume is out of service.
+    pub fn is_failed(&self) -> bool {
+        lock(&self.failure).is_some()
     }
 
     /// Figures for the heartbeat.

@@ -188,6 +188,14 @@ impl ReplicaWriter {
         self.store.volume(self.open.volume)
     }
 
+    /// What lies on a volume that is out of service is worth nothing to anybody: no more acks.
+    fn check_volume(&self) -> Result<()> {
+        match self.volume().failure() {
+            None => Ok(()),
+            Some(why) => Err(Error::new(ErrorCode::Io, why).with_subject(self.open.block.to_string())),
+        }
+    }
+
     fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
         let error = self.volume().failed(format!("{doing} {}", self.open.path.display()), error);
         error.with_subject(self.open.block.to_string())
@@ -195,11 +203,17 @@ impl ReplicaWriter {
 
     /// Appends frames that were verified and follow on what is there.
     pub fn append(&mut self, chunks: &[Chunk]) -> Result<()> {
+        self.check_volume()?;
         let total: u64 = chunks.iter().map(|chunk| chunk.bytes.len() as u64).sum();
         if self.reserved < total {
             let step = RESERVE_STEP.max(total);
-            self.volume().reserve(step)?;
-            self.reserved += step;
+            // On a disk that is nearly full what is needed now may still go.
+            let (taken, reserved) = match self.volume().reserve(step) {
+                Ok(()) => (step, Ok(())),
+                Err(_) => (total - self.reserved, self.volume().reserve(total - self.reserved)),
+            };
+            reserved?;
+            self.reserved += taken;
         }
         let mut at = lock(&self.open.index).frames_end();
         let first = at;
@@ -243,6 +257,7 @@ impl ReplicaWriter {
 
     /// Makes what was written durable.
     pub fn sync(&mut self) -> Result<()> {
+        self.check_volume()?;
         self.open.file.sync_data().map_err(|error| self.failed("syncing", &error))?;
         if let (false, Some(folder)) = (self.name_durable, self.open.path.parent()) {
             let synced = self.store.env().fs.sync_dir(folder);
@@ -255,6 +270,7 @@ impl ReplicaWriter {
     /// Makes the replica whole, durable and immutable; the map and the reports show it. Returns the number of that report.
     /// On failure the caller abandons the writer.
     pub fn finalize(&mut self) -> Result<u64> {
+        self.check_volume()?;
         let open = Arc::clone(&self.open);
         let index = lock(&open.index).clone();
         let tail = index.encode_tail(open.block);

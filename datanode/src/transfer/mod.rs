@@ -27,6 +27,7 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::{Semaphore, watch};
 
 use crate::MapOutputs;
+use crate::scrub::Scrub;
 use crate::settings::DatanodeSettings;
 use crate::store::BlockStore;
 
@@ -65,7 +66,7 @@ pub struct Transfer {
     /// Whole-replica checks disturb everybody, so few run at once.
     checks: Semaphore,
     stop: watch::Sender<bool>,
-    outcomes: Option<Arc<dyn cairn_common::kv::KeyValue>>,
+    pub(crate) scrub: Scrub,
 }
 
 impl Transfer {
@@ -87,13 +88,18 @@ impl Transfer {
             slots: Semaphore::new(settings.max_transfers),
             checks: Semaphore::new(2),
             stop: watch::channel(false).0,
-            outcomes,
+            scrub: Scrub::new(env, outcomes, store.volumes().len()),
         })
     }
 
     /// Ends all operations in an orderly way.
     pub fn stop(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// Holds `true` when the daemon ends.
+    pub(crate) fn stop_signal(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
     }
 
     /// Resolves when the daemon ends.
@@ -138,18 +144,7 @@ impl Transfer {
         // The semaphore is never closed; were it, verifying at once is still right.
         let _permit = self.checks.acquire().await.ok();
         let outcome = self.store.verify(block, generation).await;
-        if let Some(outcomes) = &self.outcomes {
-            let noted = match &outcome {
-                Ok((length, _)) => serde_json::json!({"at_ms": self.env.clock.wall_ms(), "length": length}),
-                Err(error) => serde_json::json!({"at_ms": self.env.clock.wall_ms(), "error": error.message()}),
-            };
-            let (outcomes, key) = (Arc::clone(outcomes), format!("verified/{block}"));
-            let put = self.env.work.io(move || outcomes.put(key.as_bytes(), noted.to_string().as_bytes())).await;
-            if let Err(error) = put {
-                // It can be learnt again by verifying again.
-                tracing::warn!("the outcome of a check could not be noted: {error}");
-            }
-        }
+        self.scrub.note(block, &outcome).await;
         outcome
     }
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cairn_common::durable;
 use cairn_common::net::{self, Conn};
-use cairn_proto::ids::Generation;
+use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::pb::data_request::Op;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
@@ -46,7 +47,25 @@ pub async fn serve_read(transfer: &Arc<Transfer>, conn: &mut Conn, request: pb::
         return Ok(());
     }
     transfer.metrics.bytes_sent.fetch_add(range.end - range.start, Ordering::Relaxed);
-    net::send_range(conn, &transfer.env.work, readable.file, range).await
+    let sent = net::send_range(conn, &transfer.env.work, readable.file, range).await;
+    if let Err(error) = &sent
+        && readable.state == pb::ReplicaState::Finalized
+        && is_ours(error)
+    {
+        // Not the peer's doing: the file is short, or the disk does not give it.
+        transfer.store.suspect(BlockId(request.block.as_ref().map_or(0, |block| block.id)));
+    }
+    sent
+}
+
+/// Whether sending failed on the file's side.
+fn is_ours(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let of_peer = matches!(
+        error.kind(),
+        Kind::BrokenPipe | Kind::ConnectionReset | Kind::ConnectionAborted | Kind::NotConnected | Kind::TimedOut
+    );
+    !of_peer && (error.kind() == Kind::UnexpectedEof || durable::is_device_failure(error))
 }
 
 async fn open_range(transfer: &Transfer, request: &pb::ReadBlock) -> Result<(Readable, std::ops::Range<u64>)> {
