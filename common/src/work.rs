@@ -1,11 +1,17 @@
 //! Where work runs: heavy sums on a bounded pool, blocking file calls beside the async threads, one owner thread per state.
 //!
-//! In simulation everything runs inline on the one thread, so a seed decides the order of all things.
+//! In simulation everything runs inline on the one thread, so a seed decides the order of all things: at once ([`Work::inline`]), or after
+//! a seeded while ([`Work::jittered`]), as threads do that wait for a core or a disk.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
+
+use crate::entropy::Entropy;
 
 /// Hands out work; cheap to clone.
 #[derive(Clone)]
@@ -17,6 +23,7 @@ pub struct Work {
 enum Mode {
     Threads { cpu: Arc<Semaphore> },
     Inline,
+    Jittered(Jitter),
 }
 
 /// The end of an owner that was started with [`Work::owner`].
@@ -43,6 +50,12 @@ impl Work {
         Self { mode: Mode::Inline }
     }
 
+    /// All on the calling thread, for simulation, but each piece begins late and its result comes late, by up to `longest_ms` milliseconds of
+    /// virtual time that `entropy` decides; so do the turns of an owner. What real threads leave to chance, a seed decides.
+    pub fn jittered(entropy: Entropy, longest_ms: u64) -> Self {
+        Self { mode: Mode::Jittered(Jitter { entropy, longest_ms }) }
+    }
+
     /// Runs a computation off the async threads; waits while all cores have one.
     pub async fn cpu<R: Send + 'static>(&self, f: impl FnOnce() -> R + Send + 'static) -> R {
         match &self.mode {
@@ -57,6 +70,7 @@ impl Work {
                 .await
             }
             Mode::Inline => f(),
+            Mode::Jittered(jitter) => jitter.run(f).await,
         }
     }
 
@@ -65,6 +79,7 @@ impl Work {
         match &self.mode {
             Mode::Threads { .. } => blocking(f).await,
             Mode::Inline => f(),
+            Mode::Jittered(jitter) => jitter.run(f).await,
         }
     }
 
@@ -112,8 +127,77 @@ impl Work {
                     let _ = ended.send(());
                 });
             }
+            Mode::Jittered(jitter) => {
+                let turns = Turns { inner: Box::pin(f()), jitter: jitter.clone(), waiting: None };
+                tokio::spawn(async move {
+                    turns.await;
+                    let _ = ended.send(());
+                });
+            }
         }
         Ok(OwnerHandle { done })
+    }
+}
+
+#[derive(Clone)]
+struct Jitter {
+    entropy: Entropy,
+    longest_ms: u64,
+}
+
+impl Jitter {
+    /// Half of all pieces meet an idle core and a cached page.
+    fn next(&self) -> Option<Duration> {
+        let ms = self.entropy.below(self.longest_ms * 2 + 2).saturating_sub(self.longest_ms + 1);
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
+    /// As on a thread, a piece that has begun is done even if nobody waits for it any more; one that has not begun may be dropped or not.
+    async fn run<R: Send + 'static>(&self, f: impl FnOnce() -> R + Send + 'static) -> R {
+        let (before, after) = (self.next(), self.next());
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Some(wait) = before {
+                tokio::time::sleep(wait).await;
+            }
+            // The caller may be gone.
+            let _ = tell.send(f());
+        });
+        let result = match told.await {
+            Ok(result) => result,
+            // The piece panicked or the host is being torn down: the caller ends with it.
+            Err(_) => std::future::pending().await,
+        };
+        if let Some(wait) = after {
+            tokio::time::sleep(wait).await;
+        }
+        result
+    }
+}
+
+/// An owner whose thread gets its turns late.
+struct Turns {
+    inner: Pin<Box<dyn Future<Output = ()> + Send>>,
+    jitter: Jitter,
+    waiting: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Future for Turns {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if let Some(waiting) = &mut this.waiting {
+            std::task::ready!(waiting.as_mut().poll(cx));
+            this.waiting = None;
+        } else if let Some(wait) = this.jitter.next() {
+            let mut waiting = Box::pin(tokio::time::sleep(wait));
+            if waiting.as_mut().poll(cx).is_pending() {
+                this.waiting = Some(waiting);
+                return Poll::Pending;
+            }
+        }
+        this.inner.as_mut().poll(cx)
     }
 }
 
@@ -147,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn owner_ends_and_is_joined() {
-        for work in [Work::threads(2), Work::inline()] {
+        for work in [Work::threads(2), Work::inline(), Work::jittered(Entropy::seeded(1), 3)] {
             let (tell, told) = oneshot::channel();
             let owner = work.owner("test-owner", move || async move {
                 let _ = tell.send(7);

@@ -55,6 +55,20 @@ impl Bytes {
         self.pending.push(change);
     }
 
+    pub fn all(&self) -> Vec<u8> {
+        self.current.clone()
+    }
+
+    /// Flips bits of a byte wherever it is; false if there is none.
+    pub fn flip(&mut self, at: usize, bits: u8) -> bool {
+        let pending = self.pending.iter_mut().filter_map(|change| match change {
+            Change::Write { offset, bytes } => bytes.get_mut(at.checked_sub(*offset)?),
+            Change::SetLen { .. } => None,
+        });
+        pending.chain(self.durable.get_mut(at)).for_each(|byte| *byte ^= bits);
+        self.current.get_mut(at).map(|byte| *byte ^= bits).is_some()
+    }
+
     pub fn sync(&mut self) {
         for change in self.pending.drain(..) {
             apply(&mut self.durable, &change);

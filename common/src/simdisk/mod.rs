@@ -8,6 +8,7 @@
 //! Faults are data ([`Fault`]); the code under test knows nothing of them.
 
 mod bytes;
+mod damage;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
