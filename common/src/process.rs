@@ -141,9 +141,109 @@ fn resident_of(statm: &str) -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
+/// A process of this machine, told apart from a later one that was given the same number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ProcessRef {
+    /// Its number.
+    pub pid: u32,
+    /// Clock ticks after boot at which it started.
+    pub started: u64,
+}
+
+/// What can be done to a process of somebody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGKILL: it ends without a word.
+    Kill,
+    /// SIGSTOP: it stands still.
+    Stop,
+    /// SIGCONT: it goes on.
+    Continue,
+}
+
+impl ProcessRef {
+    /// The process that has this number now.
+    pub fn of(pid: u32) -> Option<Self> {
+        stat_of(pid).map(|(_, started)| Self { pid, started })
+    }
+
+    /// Its state as `/proc` has it (`T`: stopped, `Z`: ended); `None` if it is gone.
+    pub fn state(&self) -> Option<char> {
+        stat_of(self.pid).filter(|(_, started)| *started == self.started).map(|(state, _)| state)
+    }
+
+    /// Whether it runs (or is stopped); one that ended and that nobody has waited for does not.
+    pub fn runs(&self) -> bool {
+        match self.state() {
+            None => false,
+            Some('Z' | 'X') => self.has_threads(),
+            Some(_) => true,
+        }
+    }
+
+    /// The first thread of a killed process may be gone while others still hold its files, locks and ports.
+    fn has_threads(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        threads.flatten().any(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            parse_stat(&stat).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+        })
+    }
+
+    /// Sends a signal. Fails if the process is gone or belongs to another user.
+    pub fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        let gone = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("process {} is gone", self.pid));
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw).ok_or_else(gone)?;
+        if !self.runs() {
+            return Err(gone());
+        }
+        let signal = match signal {
+            Signal::Kill => rustix::process::Signal::KILL,
+            Signal::Stop => rustix::process::Signal::STOP,
+            Signal::Continue => rustix::process::Signal::CONT,
+        };
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
+    /// Whether this user may send it signals.
+    pub fn is_ours(&self) -> bool {
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        pid.is_some_and(|pid| self.runs() && rustix::process::test_kill_process(pid).is_ok())
+    }
+}
+
+/// State and start of a process.
+fn stat_of(pid: u32) -> Option<(char, u64)> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(stat: &str) -> Option<(char, u64)> {
+    // The name in brackets may hold anything: fields are counted after the last bracket.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_stopped_continued_and_killed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = ProcessRef::of(child.id()).unwrap();
+        assert!(process.runs() && process.is_ours());
+        let becomes = |stopped: bool| while (process.state() == Some('T')) != stopped {};
+        process.signal(Signal::Stop).unwrap();
+        becomes(true);
+        process.signal(Signal::Continue).unwrap();
+        becomes(false);
+        let other = ProcessRef { started: process.started + 1, ..process };
+        assert!(!other.runs() && other.signal(Signal::Kill).is_err());
+        process.signal(Signal::Kill).unwrap();
+        child.wait().unwrap();
+        assert!(!process.runs() && process.signal(Signal::Kill).is_err());
+    }
 
     #[test]
     fn knows_itself() {

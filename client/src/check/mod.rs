@@ -202,6 +202,15 @@ impl Checker {
         entries.into_iter().filter(|(_, entry)| entry.fate == Fate::Acked).map(|(path, _)| path).collect()
     }
 
+    /// A closed file that the load neither renames nor deletes while it is borrowed.
+    pub fn borrow(&self) -> Option<Borrowed> {
+        let entropy = &self.shared.env.entropy;
+        let (path, entry) = self.shared.books().ledger.pin(|count| entropy.below(count))?;
+        let name = String::new();
+        let worker = Worker { shared: Arc::clone(&self.shared), fs: self.fs.clone(), random: entropy.clone(), name };
+        Some(Borrowed { worker, path, entry })
+    }
+
     /// Ends the load; every operation under way gets its time to end.
     pub async fn stop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
@@ -244,6 +253,31 @@ impl Checker {
             }
         }
         Ok((whole, wrong))
+    }
+}
+
+/// A file that stays as it is until this is dropped.
+pub struct Borrowed {
+    worker: Worker,
+    path: String,
+    entry: Entry,
+}
+
+impl Borrowed {
+    /// Where it is.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Reads it; what is wrong with it is noted. Whether it could be read.
+    pub async fn check(&self) -> bool {
+        self.worker.check(&self.path, &self.entry).await
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.worker.shared.books().ledger.unpin(&self.path);
     }
 }
 

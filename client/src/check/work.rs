@@ -60,14 +60,20 @@ impl Worker {
         while !self.shared.stopping() {
             let pinned = self.shared.books().ledger.pin(|count| self.random.below(count));
             if let Some((path, entry)) = pinned {
-                let read = self.within(format!("read {path}"), self.read(&path, &entry)).await;
+                self.check(&path, &entry).await;
                 self.shared.books().ledger.unpin(&path);
-                if let Some(found) = read {
-                    self.note(&path, &entry, found);
-                }
             }
             self.shared.env.clock.sleep(self.shared.load.pause).await;
         }
+    }
+
+    /// Reads a file and notes what was found; whether it could be read.
+    pub async fn check(&self, path: &str, entry: &Entry) -> bool {
+        match self.within(format!("read {path}"), self.read(path, entry)).await {
+            Some(found) => self.note(path, entry, found),
+            None => return false,
+        }
+        true
     }
 
     /// Runs an operation; `None` if it failed or is stuck, which is noted.

@@ -2,7 +2,8 @@
 //!
 //! # Crash
 //! Children are told this process's id and die with it, so `kill -9` of the parent leaves none behind. A child that dies is reported and
-//! left dead: the first line of its log says how to start it again, and a child started by hand follows nobody.
+//! left dead: the first line of its log says how to start it again, and a child started by hand follows nobody. Whoever kills children on
+//! purpose asks for them to be started again as children ([`crate::state`]).
 //!
 //! # Cancellation
 //! Dropping a [`Cluster`] kills its children at once; [`Cluster::stop`] ends them in order.
@@ -14,11 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_client::fs::{ClientSettings, ErrorCode, FileSystem, NodeReport, NodeState};
+use cairn_common::process::ProcessRef;
 use cairn_common::{Env, process};
 use tokio::process::{Child, Command};
 
 use crate::output::{Failure, Outcome, failure};
 use crate::show::{LocalDatanodeJson, LocalJson, LocalNamenodeJson};
+use crate::state::{self, LocalState, MemberState};
 use crate::stream::local_error;
 
 /// Tells a child whose end is its own.
@@ -71,6 +74,8 @@ struct Member {
     rack: String,
     dir: PathBuf,
     log: PathBuf,
+    /// What it was started with.
+    args: Vec<String>,
     child: Child,
     pid: u32,
     /// Its end was reported.
@@ -80,6 +85,7 @@ struct Member {
 /// A running cluster.
 pub struct Cluster {
     env: Env,
+    dir: PathBuf,
     /// The namenode first.
     members: Vec<Member>,
     /// Where the namenode serves metrics; empty until it is started.
@@ -92,7 +98,8 @@ impl Cluster {
     /// Makes the folders and takes the lock; nothing runs yet.
     pub async fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
         let lock = patiently(env, || prepare(env, &plan.dir)).await?;
-        Ok(Self { env: env.clone(), members: Vec::new(), http: String::new(), _lock: lock })
+        let dir = plan.dir.clone();
+        Ok(Self { env: env.clone(), dir, members: Vec::new(), http: String::new(), _lock: lock })
     }
 
     /// Starts all children and returns when the namenode is out of safe mode and every datanode is registered. Whether this ends well,
@@ -110,7 +117,47 @@ impl Cluster {
             let args = args.iter().chain(&named).map(|arg| (*arg).to_owned()).collect();
             self.spawn(plan, &name, *address, &rack, args).await?;
         }
-        self.wait_until_ready().await
+        self.wait_until_ready().await?;
+        self.tell()
+    }
+
+    /// Writes down who the members are now.
+    fn tell(&self) -> Outcome {
+        let process = |pid| ProcessRef::of(pid).unwrap_or(ProcessRef { pid, started: 0 });
+        let member = |member: &Member| MemberState {
+            name: member.name.clone(),
+            id: member.node_id.clone(),
+            addr: member.address.to_string(),
+            dir: member.dir.clone(),
+            log: member.log.clone(),
+            process: process(member.pid),
+        };
+        let members = self.members.iter().map(member).collect();
+        let state = LocalState { local: process(std::process::id()), members };
+        state.store(&self.env, &self.dir).map_err(|error| local_error("cannot write to", &self.dir, &error))
+    }
+
+    /// Starts ended members again that somebody asked for; returns their names. What runs is left alone.
+    pub fn serve_requests(&mut self) -> Outcome<Vec<String>> {
+        let mut started = Vec::new();
+        for name in state::requested_restarts(&self.env, &self.dir) {
+            // First, so that a start that fails is not tried without end.
+            state::settle_restart(&self.env, &self.dir, &name);
+            if let Some(at) = self.members.iter().position(|member| member.name == name) {
+                let member = &self.members[at];
+                let running = member.child.id().is_some() && !member.ended;
+                if !running {
+                    let child = self.launch(&member.args, &member.log, false)?;
+                    let member = &mut self.members[at];
+                    member.pid = child.id().unwrap_or(0);
+                    member.child = child;
+                    member.ended = false;
+                    self.tell()?;
+                    started.push(name.clone());
+                }
+            }
+        }
+        Ok(started)
     }
 
     /// Waits a little while a member of the cluster before this one still holds the folder; the child itself says so if that is not enough.
@@ -137,23 +184,28 @@ impl Cluster {
         self.until_unused(&dir).await;
         args.extend(["--dir".into(), dir.display().to_string()]);
         args.extend(plan.flags.iter().cloned());
-        let program = std::env::current_exe()
-            .map_err(|error| failure(ErrorCode::Io, format!("cannot find this program itself: {error}")))?;
         let log = plan.dir.join("logs").join(format!("{name}.log"));
-        let by_hand = command_line(&program, &args);
-        let output = open_log(&self.env, &log, &by_hand).map_err(|error| local_error("cannot write", &log, &error))?;
-        let errors = output.try_clone().map_err(|error| local_error("cannot write", &log, &error))?;
-        let mut command = Command::new(&program);
-        // A group of its own: Ctrl-C in the terminal is for the parent, which ends its children in order.
-        command.args(&args).env(PARENT, std::process::id().to_string()).process_group(0).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        let child = command
-            .spawn()
-            .map_err(|error| failure(ErrorCode::Io, format!("cannot start {}: {error}", program.display())))?;
+        let child = self.launch(&args, &log, true)?;
         let pid = child.id().unwrap_or(0);
         let (name, rack) = (name.to_owned(), rack.to_owned());
-        self.members.push(Member { name, node_id: String::new(), address, rack, dir, log, child, pid, ended: false });
+        let node_id = String::new();
+        self.members.push(Member { name, node_id, address, rack, dir, log, args, child, pid, ended: false });
         Ok(())
+    }
+
+    /// Starts a child; a new start of the cluster begins a new log, a new start of a member goes on in the old one.
+    fn launch(&self, args: &[String], log: &Path, fresh: bool) -> Outcome<Child> {
+        let program = std::env::current_exe()
+            .map_err(|error| failure(ErrorCode::Io, format!("cannot find this program itself: {error}")))?;
+        let by_hand = command_line(&program, args);
+        let output =
+            open_log(&self.env, log, &by_hand, fresh).map_err(|error| local_error("cannot write", log, &error))?;
+        let errors = output.try_clone().map_err(|error| local_error("cannot write", log, &error))?;
+        let mut command = Command::new(&program);
+        // A group of its own: Ctrl-C in the terminal is for the parent, which ends its children in order.
+        command.args(args).env(PARENT, std::process::id().to_string()).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        command.spawn().map_err(|error| failure(ErrorCode::Io, format!("cannot start {}: {error}", program.display())))
     }
 
     async fn wait_until_ready(&mut self) -> Outcome {
@@ -235,12 +287,14 @@ impl Cluster {
 
     /// Ends the datanodes, then the namenode, and waits for them; kills what does not end.
     pub async fn stop(mut self) {
+        LocalState::remove(&self.env, &self.dir);
         let count = self.members.len();
         // The namenode last: datanodes say goodbye to it.
         for range in [count.min(1)..count, 0..count.min(1)] {
             for member in &self.members[range.clone()] {
                 if let Some(pid) = running(member) {
-                    // One that is gone meanwhile needs no signal.
+                    // One that is stopped takes no notice of anything else. One that is gone meanwhile needs no signal.
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
                 }
             }
@@ -346,10 +400,10 @@ fn addresses(plan: &Plan) -> Outcome<Addresses> {
     Ok(Addresses { namenode, http, datanodes })
 }
 
-/// A fresh log; the one of the last run is kept beside it. Its first line is the command.
-fn open_log(env: &Env, log: &Path, by_hand: &str) -> std::io::Result<std::fs::File> {
+/// A fresh log (the one of the last run is kept beside it), or more of the same one. The command is the first line of each start.
+fn open_log(env: &Env, log: &Path, by_hand: &str, fresh: bool) -> std::io::Result<std::fs::File> {
     let fs = Arc::clone(&env.fs);
-    if fs.metadata(log)?.is_some() {
+    if fresh && fs.metadata(log)?.is_some() {
         fs.rename(log, &log.with_extension("log.1"))?;
     }
     let mut file = std::fs::OpenOptions::new().append(true).create(true).open(log)?;
@@ -431,7 +485,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("dn1.log");
         for _ in 0..2 {
-            let mut file = open_log(&env, &log, "cairn datanode").unwrap();
+            let mut file = open_log(&env, &log, "cairn datanode", true).unwrap();
             std::io::Write::write_all(&mut file, b"INFO x\ncairn: the disk is full\n").unwrap();
         }
         let text = std::fs::read_to_string(&log).unwrap();

@@ -48,6 +48,12 @@ pub async fn local(context: &mut Context, args: &LocalArgs) -> Outcome {
             for (name, how) in cluster.newly_ended() {
                 complain(&format!("{name} ended ({how}); how to start it again: {}", cluster.log_of(&name)));
             }
+            // A member that cannot be started now is asked for again or started by hand: the others go on.
+            match cluster.serve_requests() {
+                Ok(started) => started.iter().for_each(|name| complain(&format!("{name} is started again, as asked"))),
+                Err(Failure::Error(error)) => complain(error.message()),
+                Err(_) => {}
+            }
         }
     };
     let outcome = tokio::select! {

@@ -13,6 +13,7 @@
 
 mod append;
 mod args;
+mod chaos;
 mod cluster;
 mod config;
 mod context;
@@ -30,6 +31,7 @@ mod output;
 mod progress;
 mod put;
 mod show;
+mod state;
 mod stream;
 mod units;
 
@@ -140,7 +142,12 @@ fn report(failure: Failure) -> u8 {
 fn handles_signals(command: &Command) -> bool {
     matches!(
         command,
-        Command::Local(_) | Command::Demo(_) | Command::Namenode(_) | Command::Datanode(_) | Command::Job(_)
+        Command::Local(_)
+            | Command::Demo(_)
+            | Command::Chaos(_)
+            | Command::Namenode(_)
+            | Command::Datanode(_)
+            | Command::Job(_)
     )
 }
 
@@ -148,6 +155,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Outcome {
     match command {
         Command::Local(args) => local::local(context, &args).await,
         Command::Demo(args) => demo::demo(context, &args).await,
+        Command::Chaos(args) => chaos::chaos(context, &args).await,
         Command::Namenode(args) => daemon::namenode(context, &args).await,
         Command::Datanode(args) => daemon::datanode(context, &args).await,
         // Served before there is a context.

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use files::*;
 pub use jobs::*;
 pub use values::cluster_path;
-use values::{address, key_value, rack, user};
+use values::{address, chaos_away, chaos_interval, chaos_length, key_value, rack, user};
 
 use crate::units::parse_size;
 
@@ -28,6 +28,7 @@ pub const COMMANDS: &str = "
 A cluster:
   local         Run a whole cluster on this machine until Ctrl-C
   demo          Start a cluster, store a real text, count its words, clean up
+  chaos         Kill, pause and corrupt a local cluster while checking every byte
   namenode      Run a namenode
   datanode      Run a datanode
 
@@ -112,6 +113,8 @@ pub enum Command {
     Local(LocalArgs),
     /// Start a cluster, store a real text, count its words, clean up
     Demo(DemoArgs),
+    /// Kill, pause and corrupt members of a `cairn local` cluster while a load checks every byte; exit 1 if anything is lost
+    Chaos(ChaosArgs),
     /// Run a namenode
     Namenode(NamenodeArgs),
     /// Run a datanode
@@ -198,6 +201,43 @@ pub struct DemoArgs {
     /// How many racks they stand in
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub racks: u16,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ChaosArgs {
+    /// Folder of the running cluster, as given to `cairn local`
+    #[arg(long, value_name = "D")]
+    pub dir: PathBuf,
+    /// How long faults go on
+    #[arg(long = "for", default_value = "1m", value_name = "TIME", value_parser = chaos_length)]
+    pub length_ms: u64,
+    /// A fault so often, if enough members are up
+    #[arg(long = "every", default_value = "3s", value_name = "TIME", value_parser = chaos_interval)]
+    pub every_ms: u64,
+    /// Kill datanodes (SIGKILL) and start them again after 1 s to --away [default without a choice: --kill --pause]
+    #[arg(long)]
+    pub kill: bool,
+    /// Stop datanodes (SIGSTOP) for 1 s to --away
+    #[arg(long)]
+    pub pause: bool,
+    /// Damage replicas on disk, never all of a block
+    #[arg(long)]
+    pub corrupt: bool,
+    /// Kill and pause the namenode, too
+    #[arg(long)]
+    pub with_namenode: bool,
+    /// Longest absence of a member; short ones are more frequent
+    #[arg(long = "away", default_value = "60s", value_name = "TIME", value_parser = chaos_away)]
+    pub away_ms: u64,
+    /// Datanodes killed or paused at a time [default: two fewer than there are, at least one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub down: Option<u16>,
+    /// The same seed makes the same choices
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Tasks that write (half as many read)
+    #[arg(long, default_value_t = 4, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub writers: u16,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -3,7 +3,7 @@
 use cairn_proto::{BLOCK_SIZE_UNIT, MAX_BLOCK_SIZE, MAX_REPLICATION, path};
 
 use super::files::Owner;
-use crate::units::parse_size;
+use crate::units::{human_millis, parse_millis, parse_size};
 
 /// A path in the cluster; it may hold a glob.
 pub fn cluster_path(text: &str) -> Result<String, String> {
@@ -81,4 +81,29 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
         _ => Err(format!("{text:?} is no setting: write it as KEY=VALUE")),
     }
+}
+
+/// A time between two others.
+fn time(text: &str, low: u64, high: u64) -> Result<u64, String> {
+    let millis = parse_millis(text)?;
+    if (low..=high).contains(&millis) {
+        Ok(millis)
+    } else {
+        Err(format!("{text} is outside {} to {}", human_millis(low), human_millis(high)))
+    }
+}
+
+/// How long `chaos` goes on.
+pub fn chaos_length(text: &str) -> Result<u64, String> {
+    time(text, 1_000, 7 * 24 * 3_600_000)
+}
+
+/// Time between two of its faults.
+pub fn chaos_interval(text: &str) -> Result<u64, String> {
+    time(text, 100, 3_600_000)
+}
+
+/// Longest absence of a member.
+pub fn chaos_away(text: &str) -> Result<u64, String> {
+    time(text, 1_000, 600_000)
 }
