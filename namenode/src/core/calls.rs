@@ -9,6 +9,7 @@ use cairn_proto::ids::TxId;
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
+use super::directory::Deletion;
 use super::event::{Caller, ClientRequest, ClientResponse, Command, ReplyTo, Response};
 use super::retry::{self, CallKey, Known};
 use super::writing::Progress;
@@ -48,6 +49,21 @@ enum Outcome {
     Wait(u64),
     /// A cursor will answer.
     Later,
+    /// The tree with this root has to be looked at first.
+    Check(u64),
+}
+
+/// A call that a cursor works for.
+pub struct WaitingCall {
+    key: Option<CallKey>,
+    call: ParkedCall,
+}
+
+impl WaitingCall {
+    /// Who calls.
+    pub fn caller(&self) -> &Caller {
+        &self.call.caller
+    }
 }
 
 fn done<T: Into<ClientResponse>>(result: Result<T, Error>) -> Outcome {
@@ -94,15 +110,27 @@ impl Core {
         self.attempt(turn, key, ParkedCall { reply, caller, request, deadline_ms });
     }
 
+    fn run_call(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Option<&CallKey>,
+        call: &ParkedCall,
+        checked: Option<u64>,
+    ) -> Outcome {
+        self.unsynced.reset();
+        turn.call = key.cloned();
+        let outcome = self.run(turn, call.reply, &call.caller, &call.request, checked);
+        turn.call = None;
+        outcome
+    }
+
     /// Runs a call; answers it, or parks it.
     fn attempt(&mut self, turn: &mut Turn<'_>, key: Option<CallKey>, call: ParkedCall) {
-        self.unsynced.reset();
-        turn.call.clone_from(&key);
-        let outcome = self.run(turn, call.reply, &call.caller, &call.request);
-        turn.call = None;
+        let outcome = self.run_call(turn, key.as_ref(), &call, None);
         match outcome {
             Outcome::Done(result) => self.answer(turn, key, call.reply, result),
             Outcome::Later => {}
+            Outcome::Check(root) => self.begin_check(turn, WaitingCall { key, call }, root),
             Outcome::Wait(_) if self.now_ms >= call.deadline_ms || self.parked.count >= MAX_PARKED => {
                 let message = "Not all blocks have been reported by enough datanodes yet";
                 self.answer(turn, key, call.reply, Err(Error::new(ErrorCode::NotReplicatedYet, message)));
@@ -131,6 +159,31 @@ impl Core {
         reply_to(turn, to, depends_on, result);
     }
 
+    /// A call ends that a cursor worked for.
+    pub(super) fn answer_waiting(
+        &mut self,
+        turn: &mut Turn<'_>,
+        waiting: WaitingCall,
+        result: Result<ClientResponse, Error>,
+    ) {
+        self.answer(turn, waiting.key, waiting.call.reply, result);
+    }
+
+    /// Runs a call for which the tree at `root` was looked at. Gives it back if it needs another tree by now.
+    pub(super) fn run_checked(
+        &mut self,
+        turn: &mut Turn<'_>,
+        waiting: WaitingCall,
+        root: u64,
+    ) -> Option<(WaitingCall, u64)> {
+        match self.run_call(turn, waiting.key.as_ref(), &waiting.call, Some(root)) {
+            Outcome::Done(result) => self.answer_waiting(turn, waiting, result),
+            Outcome::Check(other) => return Some((waiting, other)),
+            Outcome::Wait(_) | Outcome::Later => {}
+        }
+        None
+    }
+
     /// Tries the parked calls of files of which a replica was reported in this event.
     pub(super) fn wake_parked(&mut self, turn: &mut Turn<'_>) {
         while let Some(file) = self.parked.woken.pop() {
@@ -156,7 +209,15 @@ impl Core {
         }
     }
 
-    fn run(&mut self, turn: &mut Turn<'_>, reply: ReplyTo, caller: &Caller, request: &ClientRequest) -> Outcome {
+    /// `checked`: the root of a tree that was looked at for this call.
+    fn run(
+        &mut self,
+        turn: &mut Turn<'_>,
+        reply: ReplyTo,
+        caller: &Caller,
+        request: &ClientRequest,
+        checked: Option<u64>,
+    ) -> Outcome {
         use ClientRequest as R;
         let who = self.who(caller);
         match request {
@@ -185,7 +246,11 @@ impl Core {
             R::Complete(r) => progress(r.inode, self.complete(turn, r)),
             R::Mkdirs(r) => done(self.mkdirs(turn, &who, r)),
             R::Rename(r) => done(self.rename(turn, &who, r)),
-            R::Delete(r) => done(self.delete(turn, &who, r)),
+            R::Delete(r) => match self.delete(turn, &who, r, checked) {
+                Ok(Deletion::Done(response)) => done(Ok(response)),
+                Ok(Deletion::Check(root)) => Outcome::Check(root),
+                Err(error) => Outcome::Done(Err(error)),
+            },
             R::SetPermission(r) => done(self.set_permission(turn, &who, r)),
             R::SetOwner(r) => done(self.set_owner(turn, &who, r)),
             R::SetTimes(r) => done(self.set_times(turn, &who, r)),
@@ -217,6 +282,6 @@ impl Core {
         };
         let client = bytes::Bytes::copy_from_slice(&edit.client_id);
         self.retry.finish(&(client, edit.call_id), Some((answer, txid)), self.now_ms);
-        self.retry.expire(self.now_ms, self.settings.retry_cache_ms, self.settings.retry_cache_entries);
+        self.retry.expire(self.now_ms, self.settings.retry_cache_ms, self.settings.retry_cache_entries, usize::MAX);
     }
 }

@@ -70,6 +70,24 @@ impl Hasher for FixedHasher {
     }
 }
 
+/// Steps that this thread took: records looked up, numbers encoded. Tests bound the work of a turn with it.
+#[cfg(test)]
+pub mod steps {
+    use std::cell::Cell;
+
+    thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
+
+    /// One more.
+    pub fn count() {
+        TAKEN.with(|taken| taken.set(taken.get() + 1));
+    }
+
+    /// How many since the last time.
+    pub fn take() -> u64 {
+        TAKEN.with(|taken| taken.replace(0))
+    }
+}
+
 /// splitmix64: all randomness of one event comes from its seed.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -97,6 +115,8 @@ impl Random {
 
 /// Appends a number, seven bits a byte.
 pub fn put(out: &mut Vec<u8>, mut value: u64) {
+    #[cfg(test)]
+    steps::count();
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

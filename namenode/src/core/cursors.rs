@@ -12,6 +12,8 @@ use super::blocks::StorageIndex;
 use super::event::{Caller, Command, ReplyTo, Response};
 use super::inode::{BlockList, Inode};
 use super::permissions::{EXECUTE, READ, not_a_directory};
+use super::reports::Forget;
+use super::subtree::Checks;
 use super::{Core, Turn};
 
 /// Summaries that run at a time.
@@ -34,6 +36,14 @@ pub struct Cursors {
     pub doomed: Vec<u64>,
     /// Storages whose replicas leave the map.
     pub purge: VecDeque<StorageIndex>,
+    /// Deletes of trees that are being looked at.
+    pub checks: Checks,
+    /// Ranges of full reports whose missing replicas leave the map.
+    pub forgets: VecDeque<Forget>,
+    /// Blocks to look at once more.
+    pub waking: Vec<u64>,
+    /// Remembered answers are too old or too many.
+    pub answers: bool,
     scan: Option<u64>,
     summaries: VecDeque<Summary>,
 }
@@ -41,7 +51,24 @@ pub struct Cursors {
 impl Cursors {
     /// Whether a turn is wanted at once.
     pub fn has_work(&self) -> bool {
-        !self.doomed.is_empty() || !self.purge.is_empty() || self.scan.is_some() || !self.summaries.is_empty()
+        self.active() > 0
+    }
+
+    /// How many kinds of work wait.
+    fn active(&self) -> usize {
+        [
+            !self.doomed.is_empty(),
+            !self.purge.is_empty(),
+            !self.checks.is_empty(),
+            !self.forgets.is_empty(),
+            !self.waking.is_empty(),
+            self.answers,
+            self.scan.is_some(),
+            !self.summaries.is_empty(),
+        ]
+        .into_iter()
+        .filter(|waits| *waits)
+        .count()
     }
 
     /// Every block is to be assessed (again).
@@ -51,13 +78,32 @@ impl Cursors {
 }
 
 impl Core {
-    /// One turn of every cursor.
+    /// One turn of every cursor that has work: they share the budget.
     pub(super) fn run_cursors(&mut self, turn: &mut Turn<'_>) {
-        let mut budget = self.settings.cursor_budget;
-        self.free_doomed(&mut budget);
-        self.purge_storages(self.settings.cursor_budget);
-        self.scan_blocks(self.settings.cursor_budget);
-        self.sum_trees(turn, self.settings.cursor_budget);
+        let budget = (self.settings.cursor_budget / self.cursors.active().max(1)).max(1);
+        self.free_doomed(&mut budget.clone());
+        self.purge_storages(budget);
+        self.check_subtrees(turn, budget);
+        self.forget_ranges(turn, budget);
+        self.wake_some(budget);
+        self.expire_answers(budget);
+        self.scan_blocks(budget);
+        self.sum_trees(turn, budget);
+    }
+
+    /// Drops remembered answers that are too old or too many.
+    pub(super) fn expire_answers(&mut self, budget: usize) {
+        let settings = &self.settings;
+        let (age_ms, most) = (settings.retry_cache_ms, settings.retry_cache_entries);
+        self.cursors.answers = self.retry.expire(self.now_ms, age_ms, most, budget);
+    }
+
+    /// Looks again at some blocks.
+    fn wake_some(&mut self, budget: usize) {
+        let rest = self.cursors.waking.len().saturating_sub(budget);
+        for id in self.cursors.waking.split_off(rest) {
+            self.reassess(id);
+        }
     }
 
     /// Frees a small tree within the event that deleted it.

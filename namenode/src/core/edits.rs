@@ -123,6 +123,7 @@ impl Core {
     fn entry_changed(&mut self, txid: TxId, directory: u64, time_ms: u64) {
         self.tree.modify(directory, |inode| inode.modified_ms = inode.modified_ms.max(time_ms));
         self.unsynced.mark(directory, txid);
+        self.directory_changed(directory);
     }
 
     fn apply_mkdir(&mut self, txid: TxId, edit: &pb::EditMkdir, time_ms: u64) -> Applied {
@@ -305,6 +306,7 @@ impl Core {
             }
         });
         self.tree.link(edit.to_parent, edit.inode);
+        self.tree_moved(edit.inode);
         self.unsynced.mark(edit.inode, txid);
         self.entry_changed(txid, edit.from_parent, time_ms);
         self.entry_changed(txid, edit.to_parent, time_ms);
@@ -355,6 +357,7 @@ impl Core {
             inode.replication = replication.unwrap_or(inode.replication);
         });
         self.unsynced.mark(edit.inode, txid);
+        self.directory_changed(edit.inode);
         if replication.is_some() {
             for id in self.tree.get(edit.inode).map(|inode| inode.blocks().to_vec()).unwrap_or_default() {
                 self.reassess(id);

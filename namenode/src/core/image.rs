@@ -12,8 +12,8 @@
 //! | 4 | answers of calls: count, then (client, call, answer) each |
 //!
 //! # Consistency
-//! All of it is the state at S. Kinds 0, 3 and 4 are taken when the checkpoint begins; 1 and 2 are copied in slices and on
-//! write. The digest in the header is that of S, so a load proves that nothing is missing or altered.
+//! All of it is the state at S. Kind 0 is taken when the checkpoint begins, the others are copied in slices; what changes
+//! before its slice is copied on write (an answer that its client lets go is just left out). The digest in the header is that of S, so a load proves that nothing is missing or altered.
 
 use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::pb;
@@ -30,8 +30,6 @@ const LEASES: u8 = 3;
 const ANSWERS: u8 = 4;
 /// Version of this layout; an image of a newer one is refused by name.
 const LAYOUT: u64 = 1;
-/// Answers that an image keeps, newest first.
-const MAX_ANSWERS: usize = 100_000;
 
 /// An image that cannot be loaded, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +47,8 @@ impl From<String> for LoadError {
 pub struct Checkpoint {
     active: bool,
     prepared: Vec<Vec<u8>>,
+    /// Leases and answers.
+    lists_done: bool,
     inodes_done: bool,
     /// While loading: transaction, digest, inodes and blocks as the header says.
     promised: Option<(TxId, u64, u64, u64)>,
@@ -59,9 +59,7 @@ impl Core {
     /// states only when [`Core::has_work`] is false, or at the beginning of a checkpoint.
     pub fn digest(&self) -> u64 {
         let mut sum = self.tree.inodes.digest().wrapping_add(self.blocks.table.digest().rotate_left(1));
-        for (file, holder) in self.leases.all() {
-            sum = sum.wrapping_add(hash_bytes(mix(file, 3), holder.as_bytes()));
-        }
+        sum = sum.wrapping_add(self.leases.digest());
         for index in 0..self.nodes.nodes.len() as u32 {
             sum = sum.wrapping_add(hash_bytes(4, &self.nodes.as_edit(index).encode_to_vec()));
         }
@@ -77,29 +75,12 @@ impl Core {
     /// Begins an image of the state as it is now; returns its transaction.
     pub fn checkpoint_begin(&mut self) -> TxId {
         self.checkpoint_abort();
-        let mut prepared = vec![self.encode_header()];
-        for part in self.leases.all().chunks(PAGE_RECORDS as usize) {
-            let mut page = vec![LEASES];
-            put(&mut page, part.len() as u64);
-            for (file, holder) in part {
-                put(&mut page, *file);
-                put_bytes(&mut page, holder.as_bytes());
-            }
-            prepared.push(page);
-        }
-        for part in self.retry.newest(MAX_ANSWERS).chunks(PAGE_RECORDS as usize) {
-            let mut page = vec![ANSWERS];
-            put(&mut page, part.len() as u64);
-            for (client, call, answer) in part {
-                put_bytes(&mut page, client);
-                put(&mut page, *call);
-                put_bytes(&mut page, answer);
-            }
-            prepared.push(page);
-        }
+        let prepared = vec![self.encode_header()];
+        self.leases.begin_copy();
+        self.retry.begin_copy();
         self.tree.inodes.begin_copy();
         self.blocks.table.begin_copy();
-        self.checkpoint = Checkpoint { active: true, prepared, inodes_done: false, promised: None };
+        self.checkpoint = Checkpoint { active: true, prepared, ..Checkpoint::default() };
         self.last_txid
     }
 
@@ -111,19 +92,36 @@ impl Core {
         }
         out.append(&mut self.checkpoint.prepared);
         let mut budget = max_pages.max(1);
+        while budget > 0 && !self.checkpoint.lists_done {
+            let leases = self.leases.copy_some(PAGE_RECORDS as usize).map(|part| (LEASES, part));
+            let part = leases.or_else(|| self.retry.copy_some(PAGE_RECORDS as usize).map(|part| (ANSWERS, part)));
+            let Some((kind, (count, records))) = part else {
+                self.checkpoint.lists_done = true;
+                break;
+            };
+            let mut page = Vec::with_capacity(records.len() + 8);
+            page.push(kind);
+            put(&mut page, count as u64);
+            page.extend_from_slice(&records);
+            out.push(page);
+            budget -= 1;
+        }
         if !self.checkpoint.inodes_done {
+            // Copies on write go out in any case, so that they do not pile up.
             self.checkpoint.inodes_done = self.tree.inodes.copy_some(&mut budget, out);
         }
-        // Copies on write of blocks go out now too, so that they do not pile up.
         let mut budget = if self.checkpoint.inodes_done { budget } else { 0 };
         let blocks_done = self.blocks.table.copy_some(&mut budget, out);
-        self.checkpoint.active = !(self.checkpoint.inodes_done && blocks_done);
+        let done = self.checkpoint.lists_done && self.checkpoint.inodes_done && blocks_done;
+        self.checkpoint.active = !done;
         !self.checkpoint.active
     }
 
     /// Gives an image up.
     pub fn checkpoint_abort(&mut self) {
         self.checkpoint = Checkpoint::default();
+        self.leases.abort_copy();
+        self.retry.abort_copy();
         self.tree.inodes.abort_copy();
         self.blocks.table.abort_copy();
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cairn_proto::pb;
 
 use super::Core;
-use super::codec::FixedMap;
+use super::codec::{hash_bytes, mix, put, put_bytes};
 use super::recovery::RECOVERY_HOLDER;
 
 #[derive(Default)]
@@ -17,18 +17,85 @@ struct Holder {
     files: BTreeSet<u64>,
 }
 
+/// Copies the leases as they were when it began, page by page.
+struct LeaseCopy {
+    /// Files below this one are copied.
+    next: u64,
+    /// Who had the lease, of files that changed before it was their turn.
+    before: BTreeMap<u64, Option<Box<str>>>,
+}
+
 /// Who writes what.
 #[derive(Default)]
 pub struct Leases {
-    files: FixedMap<u64, Box<str>>,
+    files: BTreeMap<u64, Box<str>>,
     holders: BTreeMap<Box<str>, Holder>,
+    /// Sum of the hashes of all leases.
+    digest: u64,
+    copy: Option<LeaseCopy>,
+}
+
+fn hash_of(file: u64, holder: &str) -> u64 {
+    hash_bytes(mix(file, 3), holder.as_bytes())
 }
 
 impl Leases {
+    /// Does not depend on order.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// An image that is under way needs the lease of this file as it is.
+    fn preserve(&mut self, file: u64) {
+        if let Some(copy) = self.copy.as_mut().filter(|copy| file >= copy.next) {
+            copy.before.entry(file).or_insert_with(|| self.files.get(&file).cloned());
+        }
+    }
+
+    /// Begins a copy of the leases as they are now.
+    pub fn begin_copy(&mut self) {
+        self.copy = Some(LeaseCopy { next: 0, before: BTreeMap::new() });
+    }
+
+    /// Gives a copy up.
+    pub fn abort_copy(&mut self) {
+        self.copy = None;
+    }
+
+    /// At most `most` leases more: how many, and file and holder of each, encoded. `None`: all are copied.
+    pub fn copy_some(&mut self, most: usize) -> Option<(usize, Vec<u8>)> {
+        let copy = self.copy.as_mut()?;
+        let (mut count, mut taken, mut out) = (0, 0, Vec::new());
+        while count < most {
+            // What a changed one is now does not count, so it wins over itself.
+            let (file, holder) = match (self.files.range(copy.next..).next(), copy.before.first_key_value()) {
+                (None, None) => break,
+                (Some((file, holder)), None) => (*file, Some(holder)),
+                (Some((file, holder)), Some((other, _))) if file < other => (*file, Some(holder)),
+                (_, Some((file, holder))) => (*file, holder.as_ref()),
+            };
+            if let Some(holder) = holder {
+                put(&mut out, file);
+                put_bytes(&mut out, holder.as_bytes());
+            }
+            // Those that had no lease count too: a turn must end.
+            count += 1;
+            taken += usize::from(holder.is_some());
+            copy.before.remove(&file);
+            copy.next = file + 1;
+        }
+        if count < most {
+            self.copy = None;
+        }
+        if count == 0 { None } else { Some((taken, out)) }
+    }
+
     /// The holder gets the lease of a file, from whoever had it.
     pub fn grant(&mut self, file: u64, holder: &str, now_ms: u64) {
         self.release(file);
+        self.preserve(file);
         self.files.insert(file, holder.into());
+        self.digest = self.digest.wrapping_add(hash_of(file, holder));
         let entry = self.holders.entry(holder.into()).or_default();
         entry.files.insert(file);
         entry.renewed_ms = now_ms;
@@ -36,15 +103,14 @@ impl Leases {
 
     /// The file is no longer open.
     pub fn release(&mut self, file: u64) {
+        self.preserve(file);
         let Some(holder) = self.files.remove(&file) else { return };
+        self.digest = self.digest.wrapping_sub(hash_of(file, &holder));
         if let Some(entry) = self.holders.get_mut(&holder) {
             entry.files.remove(&file);
             if entry.files.is_empty() {
                 self.holders.remove(&holder);
             }
-        }
-        if self.files.is_empty() && self.files.capacity() > 100_000 {
-            self.files.shrink_to_fit();
         }
     }
 
@@ -84,10 +150,8 @@ impl Leases {
     }
 
     /// All leases in order of file.
-    pub fn all(&self) -> Vec<(u64, &str)> {
-        let mut all: Vec<(u64, &str)> = self.files.iter().map(|(file, holder)| (*file, &**holder)).collect();
-        all.sort_unstable();
-        all
+    pub fn all(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.files.iter().map(|(file, holder)| (*file, &**holder))
     }
 }
 
@@ -101,6 +165,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::codec::{Random, Reader};
 
     #[test]
     fn a_lease_has_one_holder() {
@@ -115,7 +180,32 @@ mod tests {
         assert!(leases.older_than(5, 20, 9, |_| true).is_empty());
         assert!(leases.is_older(2, 5, 25) && !leases.is_older(1, 5, 25));
         leases.release(2);
-        assert_eq!(leases.all(), [(1, "b")]);
-        assert_eq!(leases.holders.len(), 1);
+        assert_eq!(leases.all().collect::<Vec<_>>(), [(1, "b")]);
+        assert_eq!((leases.holders.len(), leases.digest()), (1, hash_of(1, "b")));
+    }
+
+    #[test]
+    fn a_copy_is_the_state_at_its_beginning() {
+        let mut leases = Leases::default();
+        for file in 0..200 {
+            leases.grant(file * 3, if file % 2 == 0 { "even" } else { "odd" }, 0);
+        }
+        let expected: Vec<(u64, String)> = leases.all().map(|(file, holder)| (file, holder.to_owned())).collect();
+        leases.begin_copy();
+        let (mut found, mut random) = (Vec::new(), Random::new(5));
+        while let Some((count, page)) = leases.copy_some(7) {
+            let mut reader = Reader::new(&page);
+            for _ in 0..count {
+                found.push((reader.number().unwrap(), reader.text().unwrap().to_owned()));
+            }
+            assert!(reader.is_empty());
+            for _ in 0..9 {
+                let file = random.below(700);
+                if random.below(2) == 0 { leases.release(file) } else { leases.grant(file, "new", 1) }
+            }
+        }
+        assert_eq!(found, expected);
+        let sum = leases.all().fold(0u64, |sum, (file, holder)| sum.wrapping_add(hash_of(file, holder)));
+        assert_eq!(leases.digest(), sum);
     }
 }

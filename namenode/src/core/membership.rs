@@ -128,6 +128,7 @@ impl Core {
     fn begin_registration(&mut self, index: NodeIndex, request: &pb::RegisterRequest, wall_ms: u64) {
         self.next_registration += 1;
         let registration = self.next_registration;
+        self.drop_ranges_of(index);
         let now_ms = self.now_ms;
         let node = self.nodes.node_mut(index);
         node.registration = registration;
@@ -346,6 +347,7 @@ impl Core {
             self.purge(storage);
         }
         self.drop_copies_of(index);
+        self.drop_ranges_of(index);
     }
 
     fn close_stream_of(&mut self, turn: &mut Turn<'_>, index: NodeIndex, why: &str) {

@@ -12,7 +12,7 @@
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
-//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs cursors.rs    what happens by itself
+//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs cursors.rs subtree.rs    what happens by itself
 //!  image.rs      checkpoints and loading
 //! ```
 //!
@@ -51,6 +51,7 @@ mod reports;
 mod retry;
 mod safemode;
 mod settings;
+mod subtree;
 #[cfg(test)]
 mod tests;
 mod trash;
@@ -315,7 +316,7 @@ impl Core {
             self.expire_leases(turn);
             self.empty_trash(turn);
             self.expire_pending();
-            self.retry.expire(self.now_ms, self.settings.retry_cache_ms, self.settings.retry_cache_entries);
+            self.expire_answers(self.settings.cursor_budget);
         }
         self.check_safemode();
         self.check_settled();

@@ -56,6 +56,8 @@ impl<T: Record> Default for PageTable<T> {
 
 #[inline]
 fn place(id: u64) -> (u64, usize, usize) {
+    #[cfg(test)]
+    super::codec::steps::count();
     (id >> REGION_BITS, ((id >> PAGE_BITS) & (PAGES_OF_REGION - 1)) as usize, (id & (PAGE_RECORDS - 1)) as usize)
 }
 

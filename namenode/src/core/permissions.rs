@@ -156,23 +156,6 @@ impl Core {
         let message = format!("Access denied for user {}. Superuser privilege is required", who.caller.user);
         Err(Error::new(ErrorCode::PermissionDenied, message))
     }
-
-    /// Deleting a whole tree needs all rights on each directory in it that is not empty.
-    pub(super) fn check_subtree(&self, who: &Who<'_>, root: u64) -> Result<(), Error> {
-        if who.superuser {
-            return Ok(());
-        }
-        let mut stack = vec![root];
-        while let Some(id) = stack.pop() {
-            if self.tree.get(id).is_none_or(|inode| inode.child_count() == 0) {
-                continue;
-            }
-            self.check_access(who, id, READ | WRITE | EXECUTE)?;
-            let directories = self.tree.children_after(id, b"").1;
-            stack.extend(directories.filter(|child| self.tree.get(*child).is_some_and(Inode::is_directory)));
-        }
-        Ok(())
-    }
 }
 
 /// A file where a directory must be.

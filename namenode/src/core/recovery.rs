@@ -323,6 +323,7 @@ impl Core {
                 open.seen.retain(|other| other.storage != storage);
                 open.seen.push(seen);
                 self.nodes.storage_mut(storage).blocks.insert(id);
+                self.spare(id, storage);
             }
         }
         let is_last = self.tree.get(file).and_then(|inode| inode.blocks().last().copied()) == Some(id);

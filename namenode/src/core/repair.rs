@@ -389,6 +389,9 @@ impl Core {
     pub(super) fn more_nodes(&mut self) {
         if self.repair.out_of_reach > 0 {
             self.cursors.rescan();
+        } else {
+            // The copies under way may have been all that could be made.
+            self.cursors.waking.extend(self.repair.pending.keys());
         }
     }
 
@@ -426,9 +429,7 @@ impl Core {
     /// Looks again at the blocks that could not be helped.
     pub(super) fn wake_deferred(&mut self) {
         self.repair.deferred_since_ms = self.now_ms;
-        for id in std::mem::take(&mut self.repair.deferred) {
-            self.reassess(id);
-        }
+        self.cursors.waking.append(&mut self.repair.deferred);
     }
 
     /// Orders the missing copies of one block.

@@ -3,6 +3,8 @@
 //! A node's stream is ordered, so each message holds at its moment. A full report comes in ranges; only ids inside a
 //! received range can be forgotten, so a report that breaks off takes nothing away.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::pb::{self, ReplicaState, report_up::Report};
 use cairn_proto::{Error, ErrorCode};
 
@@ -15,6 +17,22 @@ use super::{Core, Turn};
 const MAX_RANGE: usize = 4_096;
 /// Deletions that a node may have queued: beyond them the next full report finds the rest.
 const MAX_DELETIONS: usize = 4_000_000;
+
+/// A range of a full report that was taken, but for the replicas that it does not name: those are forgotten in turns.
+pub struct Forget {
+    node: NodeIndex,
+    storage: StorageIndex,
+    stream: StreamId,
+    /// From here ...
+    next: u64,
+    /// ... to here, both included.
+    last: u64,
+    /// But for these: in the range, or reported since.
+    spared: BTreeSet<u64>,
+    is_done: bool,
+    last_of_storage: bool,
+    last_of_report: bool,
+}
 
 fn bad(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::InvalidArgument, message)
@@ -33,11 +51,7 @@ impl Core {
             None | Some(Report::Open(_)) => Err(bad("a report stream is opened once")),
             Some(Report::Changed(changed)) => self.replica_changed(node, &changed),
             Some(Report::Removed(removed)) => self.replica_removed(node, &removed),
-            Some(Report::Range(range)) => self.full_range(node, &range).map(|()| {
-                let down = pb::ReportDown { range_credits: 1 };
-                let depends_on = self.nodes.node(node).registered_by;
-                turn.commands.push(Command::Report { stream, depends_on, down });
-            }),
+            Some(Report::Range(range)) => self.full_range(turn, node, stream, &range),
             Some(Report::Recovered(recovered)) => self.block_recovered(turn, &recovered),
         };
         if let Err(error) = result {
@@ -87,7 +101,13 @@ impl Core {
         Ok(())
     }
 
-    fn full_range(&mut self, node: NodeIndex, range: &pb::FullReportRange) -> Result<(), Error> {
+    fn full_range(
+        &mut self,
+        turn: &mut Turn<'_>,
+        node: NodeIndex,
+        stream: StreamId,
+        range: &pb::FullReportRange,
+    ) -> Result<(), Error> {
         let storage = self.own_storage(node, &range.storage_id, &range.pool)?;
         if range.replicas.len() > MAX_RANGE {
             return Err(bad(format!("a range holds {} replicas, more than {MAX_RANGE}", range.replicas.len())));
@@ -101,16 +121,19 @@ impl Core {
         self.nodes.node_mut(node).asked_full_ms = Some(now_ms);
         self.nodes.node_mut(node).progress_ms = now_ms;
         // Ids of ours are positive: what a range says of the others cannot be forgotten either.
-        if last > 0 {
-            let known = self.nodes.storage(storage).blocks.range(first.max(0) as u64, last as u64, usize::MAX);
-            let mut reported = range.replicas.iter().map(|replica| replica.id as u64).peekable();
-            for id in known {
-                while reported.next_if(|other| *other < id).is_some() {}
-                if reported.peek() != Some(&id) {
-                    self.forget_replica(id, storage);
-                }
-            }
-        }
+        let mut forget = Forget {
+            node,
+            storage,
+            stream,
+            next: first.max(0) as u64,
+            last: last.max(0) as u64,
+            spared: range.replicas.iter().map(|replica| replica.id as u64).collect(),
+            is_done: last <= 0,
+            last_of_storage: range.last_of_storage,
+            last_of_report: range.last_of_report,
+        };
+        let mut budget = MAX_RANGE.min(self.settings.cursor_budget);
+        self.forget_some(&mut forget, &mut budget);
         for replica in &range.replicas {
             self.take_replica(storage, replica);
             let id = replica.id as u64;
@@ -119,14 +142,71 @@ impl Core {
                 self.queue_excess_deletion(id, storage);
             }
         }
-        if range.last_of_storage {
-            self.nodes.storage_mut(storage).reported = true;
-        }
-        if range.last_of_report {
-            self.nodes.node_mut(node).reported = true;
-            self.wake_deferred();
+        if forget.is_done && !self.cursors.forgets.iter().any(|other| other.node == node) {
+            self.range_taken(turn, &forget);
+        } else {
+            self.cursors.forgets.push_back(forget);
         }
         Ok(())
+    }
+
+    /// Forgets some of the replicas that a range does not name.
+    fn forget_some(&mut self, forget: &mut Forget, budget: &mut usize) {
+        while !forget.is_done && *budget > 0 {
+            let most = (*budget).min(1_024);
+            let known = self.nodes.storage(forget.storage).blocks.range(forget.next, forget.last, most);
+            forget.is_done = known.len() < most;
+            forget.next = known.last().map_or(forget.next, |id| id.saturating_add(1));
+            *budget -= most;
+            for id in known {
+                if !forget.spared.contains(&id) {
+                    self.forget_replica(id, forget.storage);
+                }
+            }
+        }
+    }
+
+    /// One turn of the ranges under way, the oldest first.
+    pub(super) fn forget_ranges(&mut self, turn: &mut Turn<'_>, mut budget: usize) {
+        while budget > 0 {
+            let Some(mut forget) = self.cursors.forgets.pop_front() else { return };
+            let is_idle = forget.is_done;
+            self.forget_some(&mut forget, &mut budget);
+            budget = budget.saturating_sub(usize::from(is_idle));
+            if !forget.is_done {
+                self.cursors.forgets.push_front(forget);
+                return;
+            }
+            self.range_taken(turn, &forget);
+        }
+    }
+
+    /// Everything that a range says is known: the node may send the next one.
+    fn range_taken(&mut self, turn: &mut Turn<'_>, forget: &Forget) {
+        if forget.last_of_storage {
+            self.nodes.storage_mut(forget.storage).reported = true;
+        }
+        if forget.last_of_report {
+            self.nodes.node_mut(forget.node).reported = true;
+            self.wake_deferred();
+        }
+        if self.streams.get(&forget.stream) == Some(&forget.node) {
+            let down = pb::ReportDown { range_credits: 1 };
+            let depends_on = self.nodes.node(forget.node).registered_by;
+            turn.commands.push(Command::Report { stream: forget.stream, depends_on, down });
+        }
+    }
+
+    /// What a node says of a replica after it sent a range counts more than that range.
+    pub(super) fn spare(&mut self, id: u64, storage: StorageIndex) {
+        for forget in self.cursors.forgets.iter_mut().filter(|forget| forget.storage == storage) {
+            forget.spared.insert(id);
+        }
+    }
+
+    /// The ranges of a node that are under way say nothing any more: it registers again, or is dead.
+    pub(super) fn drop_ranges_of(&mut self, node: NodeIndex) {
+        self.cursors.forgets.retain(|forget| forget.node != node);
     }
 
     /// Everything known of a block on a storage is void.
@@ -152,6 +232,9 @@ impl Core {
     /// One reported replica.
     fn take_replica(&mut self, storage: StorageIndex, replica: &pb::ReplicaReport) {
         let id = replica.id as u64;
+        if !self.cursors.forgets.is_empty() {
+            self.spare(id, storage);
+        }
         let Some(block) = self.blocks.get(id).filter(|_| replica.id > 0) else {
             if id > self.counters.block || replica.generation > self.counters.generation {
                 // This namenode was started with old metadata: it cannot tell what is superfluous.

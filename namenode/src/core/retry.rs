@@ -10,13 +10,14 @@
 //! Edits carry client id and call id, so replay brings answers back; images carry the newest ones.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use bytes::Bytes;
 use cairn_proto::ids::TxId;
 use cairn_proto::pb;
 use prost::Message as _;
 
-use super::codec::FixedMap;
+use super::codec::{FixedMap, put, put_bytes};
 use super::event::{ClientRequest, ClientResponse, ReplyTo};
 
 /// Client id and call id.
@@ -51,6 +52,8 @@ pub struct RetryCache {
     /// Answers in order of time, for age and bound; may name entries that are gone.
     order: VecDeque<(u64, Bytes, u64)>,
     entries: usize,
+    /// The part of `order` that an image under way has still to take.
+    to_copy: Range<usize>,
 }
 
 impl RetryCache {
@@ -132,19 +135,20 @@ impl RetryCache {
         waiting
     }
 
-    /// Drops what is older than `age_ms` or beyond `bound`.
-    pub fn expire(&mut self, now_ms: u64, age_ms: u64, bound: usize) {
-        while let Some((at, client, call)) = self.order.front() {
+    /// Drops what is older than `age_ms` or beyond `bound`, at most `budget` of it. `true`: there is more.
+    pub fn expire(&mut self, now_ms: u64, age_ms: u64, bound: usize, budget: usize) -> bool {
+        for _ in 0..budget {
+            let Some((at, client, call)) = self.order.front() else { return false };
             let gone = match self.clients.get(client) {
                 Some(client) => !matches!(client.calls.get(call), Some(Entry::Done { .. })),
                 None => true,
             };
             if !gone && at + age_ms > now_ms && self.entries <= bound {
                 // Released entries leave their names here: tidy up when those are the most.
-                if self.order.len() > 2 * self.entries + 1_024 {
+                if self.order.len() > 2 * self.entries + 1_024 && self.to_copy.is_empty() {
                     self.tidy();
                 }
-                return;
+                return false;
             }
             if !gone && let Some(Client { calls, .. }) = self.clients.get_mut(client) {
                 calls.remove(call);
@@ -154,7 +158,9 @@ impl RetryCache {
                 }
             }
             self.order.pop_front();
+            self.to_copy = self.to_copy.start.saturating_sub(1)..self.to_copy.end.saturating_sub(1);
         }
+        true
     }
 
     /// All answers are as old as now: the clock of the namenode's earlier life means nothing.
@@ -168,20 +174,36 @@ impl RetryCache {
             .retain(|(_, client, call)| clients.get(client).is_some_and(|client| client.calls.contains_key(call)));
     }
 
-    /// The newest answers, at most `limit`, oldest first, for an image.
-    pub fn newest(&self, limit: usize) -> Vec<(&[u8], u64, &[u8])> {
-        let mut found: Vec<_> = self
-            .order
-            .iter()
-            .rev()
-            .filter_map(|(_, client, call)| match self.clients.get(client)?.calls.get(call)? {
-                Entry::Done { answer, .. } => Some((&**client, *call, &**answer)),
-                Entry::Running(_) => None,
-            })
-            .take(limit)
-            .collect();
-        found.reverse();
-        found
+    /// Begins a copy of the answers that are known now. One that its client lets go meanwhile may be left out: nobody
+    /// will ask for it.
+    pub fn begin_copy(&mut self) {
+        self.to_copy = 0..self.order.len();
+    }
+
+    /// Gives a copy up.
+    pub fn abort_copy(&mut self) {
+        self.to_copy = 0..0;
+    }
+
+    /// At most `most` answers more, oldest first: how many, and client, call and answer of each, encoded. `None`: all are
+    /// copied.
+    pub fn copy_some(&mut self, most: usize) -> Option<(usize, Vec<u8>)> {
+        let (mut count, mut out) = (0, Vec::new());
+        let end = self.to_copy.end.min(self.to_copy.start + most);
+        if self.to_copy.is_empty() {
+            return None;
+        }
+        for (_, client, call) in self.order.range(self.to_copy.start..end) {
+            let entry = self.clients.get(client).and_then(|client| client.calls.get(call));
+            if let Some(Entry::Done { answer, .. }) = entry {
+                put_bytes(&mut out, client);
+                put(&mut out, *call);
+                put_bytes(&mut out, answer);
+                count += 1;
+            }
+        }
+        self.to_copy.start = end;
+        Some((count, out))
     }
 }
 
@@ -256,6 +278,7 @@ pub fn decode(request: &ClientRequest, answer: &[u8]) -> Result<ClientResponse, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::codec::Reader;
 
     #[test]
     fn duplicates_wait_then_get_the_first_answer() {
@@ -281,9 +304,22 @@ mod tests {
         for call in 0..10 {
             cache.finish(&(Bytes::from(vec![1]), call), Some((Vec::new(), TxId(0))), call);
         }
-        cache.expire(10, 100, 6);
-        assert_eq!(cache.newest(100).iter().map(|(_, call, _)| *call).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
-        cache.expire(106, 100, 6);
-        assert_eq!(cache.len(), 3);
+        assert!(cache.expire(10, 100, 6, 3), "no more than the budget at a time");
+        assert_eq!(cache.len(), 7);
+        assert!(!cache.expire(10, 100, 6, 3));
+        cache.begin_copy();
+        let mut calls = Vec::new();
+        while let Some((count, page)) = cache.copy_some(2) {
+            let mut reader = Reader::new(&page);
+            for _ in 0..count {
+                calls.push((reader.bytes().unwrap(), reader.number().unwrap(), reader.bytes().unwrap()).1);
+            }
+            // What is dropped or comes meanwhile moves nothing.
+            cache.finish(&(Bytes::from(vec![1]), 50 + calls.len() as u64), Some((Vec::new(), TxId(0))), 200);
+            cache.expire(106, 100, 100, 1);
+        }
+        assert_eq!(calls, [4, 5, 6, 7, 8, 9]);
+        cache.expire(106, 100, 100, 100);
+        assert_eq!(cache.len(), 3 + 3);
     }
 }

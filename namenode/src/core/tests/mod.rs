@@ -7,6 +7,7 @@ mod nodes;
 mod replay;
 mod speed;
 mod trash;
+mod turns;
 mod writing;
 
 use std::collections::BTreeMap;

@@ -50,13 +50,13 @@ impl Driver {
         if lost == 0 && past.txid == self.world.core.last_txid() {
             self.world.core.free_doomed(&mut usize::MAX.clone());
             assert_eq!(by_log.digest(), self.world.core.digest(), "replay gives another state");
-            assert_eq!(by_log.leases.all(), self.world.core.leases.all());
+            assert_eq!(by_log.leases.all().collect::<Vec<_>>(), self.world.core.leases.all().collect::<Vec<_>>());
         }
         let mut core = by_log;
         if let Some(found) = self.images.last() {
             let by_image = self.replay_from(Some(found));
             assert_eq!(by_image.digest(), core.digest(), "image and replay give another state");
-            assert_eq!(by_image.leases.all(), core.leases.all());
+            assert_eq!(by_image.leases.all().collect::<Vec<_>>(), core.leases.all().collect::<Vec<_>>());
             assert_eq!(by_image.last_txid(), core.last_txid());
             core = if image { by_image } else { core };
         }
