@@ -96,6 +96,10 @@ fn metrics(reporter: &Reporter) -> String {
         ("writes_failed_total", "counter", &m.writes_failed),
         ("reads_total", "counter", &m.reads),
         ("copies_total", "counter", &m.copies),
+        ("partial_copies_total", "counter", &m.partial_copies),
+        ("writer_memory_waits_total", "counter", &m.memory_waits),
+        ("slow_next_nodes_total", "counter", &m.slow_next),
+        ("stalled_next_nodes_total", "counter", &m.stalled_next),
         ("replicas_deleted_total", "counter", &m.deleted),
         ("transfers_refused_total", "counter", &m.refused),
     ];

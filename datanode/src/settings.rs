@@ -61,8 +61,16 @@ pub struct DatanodeSettings {
     pub replication_streams: usize,
     /// For dialling the next node. Higher: a dead node holds a writer up longer; lower: a busy one is taken for dead.
     pub connect_timeout_ms: u64,
-    /// The next node of a pipeline is silent for this long although it owes an ack: it is taken for dead.
+    /// The next node of a pipeline is silent for this long although it owes an ack: it is left out. A node that lives says so four times
+    /// as often, so this is well below the namenode's stale interval, and clients wait a little longer for their first node: who is next to
+    /// the node that stalls sees it first. Lower: a busy node is left out; higher: a stopped one holds its writers up.
     pub pipeline_timeout_ms: u64,
+    /// A disk that takes no data, or does not end a sync, for this long makes its node leave the pipeline. Lower: an overloaded disk loses its
+    /// writers; higher: a hung one holds them up.
+    pub disk_stall_ms: u64,
+    /// Bytes that all writers together may hold on their way to the disk. Lower: many writers wait for each other; higher: more memory when
+    /// the disks are slow.
+    pub writer_memory_bytes: u64,
     /// A connection on which nothing is asked, or a writer that sends nothing, is cut after this.
     pub idle_timeout_ms: u64,
     /// Longest pause between two attempts to register.
@@ -95,7 +103,9 @@ impl Default for DatanodeSettings {
             max_transfers: 1_024,
             replication_streams: 4,
             connect_timeout_ms: 5_000,
-            pipeline_timeout_ms: 15_000,
+            pipeline_timeout_ms: 3_000,
+            disk_stall_ms: 20_000,
+            writer_memory_bytes: 256 << 20,
             idle_timeout_ms: 60_000,
             register_retry_max_ms: 2_000,
         }
@@ -133,6 +143,8 @@ impl DatanodeSettings {
             ("replication_streams", self.replication_streams as u64),
             ("connect_timeout_ms", self.connect_timeout_ms),
             ("pipeline_timeout_ms", self.pipeline_timeout_ms),
+            ("disk_stall_ms", self.disk_stall_ms),
+            ("writer_memory_bytes", self.writer_memory_bytes),
             ("idle_timeout_ms", self.idle_timeout_ms),
             ("register_retry_max_ms", self.register_retry_max_ms),
         ] {

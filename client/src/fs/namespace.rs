@@ -160,7 +160,13 @@ impl FileSystem {
     /// Deletes a file, or a directory (with `recursive` also one that is not empty). `false`: there was nothing.
     pub async fn delete(&self, path: &str, recursive: bool) -> Result<bool> {
         let path = path_rules::normalize(path)?;
-        Ok(change!(self, delete, DeleteRequest { path, recursive })?.existed)
+        Ok(change!(self, delete, DeleteRequest { path, recursive, only_inode: 0 })?.existed)
+    }
+
+    /// Deletes a file if `path` still names this inode. `false`: it does not.
+    pub(crate) async fn delete_inode(&self, path: &str, inode: u64) -> Result<bool> {
+        let path = path.to_owned();
+        Ok(change!(self, delete, DeleteRequest { path, recursive: false, only_inode: inode })?.existed)
     }
 
     /// Sets the low twelve bits of the mode.

@@ -36,12 +36,18 @@ pub struct ClientSettings {
     /// File data that a writer holds until the pipeline has acknowledged it. Smaller: less memory, less throughput
     /// over distance.
     pub write_window_bytes: u64,
-    /// A pipeline that acknowledges nothing for so long is broken. Too short: a slow disk looks dead.
+    /// The first node of a pipeline that says nothing for so long, although it owes an answer, is left out. A node that lives speaks several
+    /// times a second then, also while its disk or the nodes below are slow, and it names a silent neighbour itself, a little sooner than this
+    /// (the datanodes' `pipeline_timeout_ms`). Shorter: a busy node is left out; longer: a stopped one holds the writer up.
     pub write_stall_ms: u64,
-    /// The same while blocks are being made durable.
+    /// A pipeline whose nodes all speak, but which gets nothing done for so long, loses the node that the others wait for. Must be longer than
+    /// the datanodes' `disk_stall_ms`, by which a node with a hung disk leaves on its own.
     pub finish_stall_ms: u64,
-    /// How often a broken pipeline is mended (per block) before the write fails.
+    /// How often a broken pipeline is mended (per block, while nothing new is acknowledged) before the write fails.
     pub pipeline_attempts: u32,
+    /// How long a block whose pipeline has too few nodes for `sync` or `close` (two, if file and cluster allow it) looks for another one
+    /// before the write fails. Longer than the namenode's stale interval: by then it knows which nodes are gone, and fewer are enough.
+    pub replace_deadline_ms: u64,
     /// File data that a sequential reader fetches ahead of its caller.
     pub read_ahead_bytes: u64,
     /// A datanode that sends nothing for so long is left for the next replica.
@@ -71,9 +77,10 @@ impl Default for ClientSettings {
             safe_mode_wait_ms: 5_000,
             frame_bytes: cairn_proto::frame::DEFAULT_FRAME_RAW_BYTES as u64,
             write_window_bytes: 24 << 20,
-            write_stall_ms: 30_000,
+            write_stall_ms: 4_000,
             finish_stall_ms: 60_000,
             pipeline_attempts: 6,
+            replace_deadline_ms: 10_000,
             read_ahead_bytes: 8 << 20,
             read_stall_ms: 15_000,
             read_rounds: 3,
@@ -118,6 +125,7 @@ impl ClientSettings {
             ("rpc_timeout_ms", self.rpc_timeout_ms),
             ("write_stall_ms", self.write_stall_ms),
             ("finish_stall_ms", self.finish_stall_ms),
+            ("replace_deadline_ms", self.replace_deadline_ms),
             ("read_stall_ms", self.read_stall_ms),
             ("lease_renew_ms", self.lease_renew_ms),
         ] {

@@ -16,11 +16,30 @@ use pb::data_request::Op;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
+/// How long a node waits for an answer of the next one.
+const PATIENCE: Duration = Duration::from_millis(400);
+
 /// What a datanode does wrong, each once unless said otherwise.
 #[derive(Clone, Default, Debug)]
 pub struct Script {
     /// Refuses new replicas, always.
     pub refuse_setup: bool,
+    /// Says `Busy` to so many new replicas.
+    pub busy_setups: usize,
+    /// Never answers the first request for a new replica.
+    pub stall_setup: bool,
+    /// Says nothing more when a replica would reach this length, and keeps the connection.
+    pub stall_at: Option<u64>,
+    /// Says nothing more at the first sync.
+    pub stall_sync: bool,
+    /// Says nothing more at the first finish.
+    pub stall_finish: bool,
+    /// Finishes, but the connection breaks before the ack.
+    pub lose_finish_ack: bool,
+    /// As the target of a partial copy: drops the connection in the middle, so many times.
+    pub drop_partial: usize,
+    /// As the source of a partial copy: fails so, once.
+    pub fail_source: Option<ErrorCode>,
     /// Says `Busy` to so many recoveries.
     pub busy_recoveries: usize,
     /// Says `Busy` to so many reads.
@@ -31,8 +50,6 @@ pub struct Script {
     pub err_at: Option<u64>,
     /// Drops the connection instead of finishing.
     pub drop_finish: bool,
-    /// Takes everything and never acks, always.
-    pub never_ack: bool,
     /// Serves frames with a flipped bit, always.
     pub corrupt_reads: bool,
     /// Drops the connection after so many frames of a read, always.
@@ -44,6 +61,8 @@ pub struct StoredReplica {
     pub generation: u64,
     pub frames: Vec<(FrameHeader, [u8; FRAME_HEADER_BYTES], Bytes)>,
     pub finalized: bool,
+    /// Of a replica that was finalized when its pipeline was recovered: what it held, to be compared.
+    pub was: Option<Vec<FrameHeader>>,
 }
 
 impl StoredReplica {
@@ -58,6 +77,8 @@ pub struct State {
     pub replicas: HashMap<i64, StoredReplica>,
     pub reads: usize,
     pub writes: usize,
+    /// Partial copies taken to their end.
+    pub joined: usize,
 }
 
 pub struct FakeDatanode {
@@ -112,6 +133,7 @@ async fn serve(env: &Env, mut conn: Conn, state: &Mutex<State>) -> Result<()> {
         let request: pb::DataRequest = read_message(&mut conn, "client").await?;
         match request.op {
             Some(Op::Write(write)) => return serve_write(env, conn, state, write).await,
+            Some(Op::Transfer(order)) => serve_transfer(env, &mut conn, state, order).await?,
             Some(Op::Read(read)) => serve_read(&mut conn, state, read).await?,
             Some(Op::Info(info)) => serve_info(&mut conn, state, &info).await?,
             other => panic!("unexpected {other:?}"),
@@ -130,18 +152,34 @@ async fn send(conn: &mut Conn, message: &impl prost::Message) -> Result<()> {
 async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb::WriteBlock) -> Result<()> {
     let block = write.block.clone().unwrap();
     let stage = write.stage();
+    if stage == pb::WriteStage::PipelineSetup && std::mem::take(&mut state.lock().unwrap().script.stall_setup) {
+        std::future::pending::<()>().await;
+    }
     let refused = {
         let mut state = state.lock().unwrap();
         state.writes += 1;
         if state.script.refuse_setup {
             Some(ErrorCode::Io)
+        } else if stage == pb::WriteStage::PipelineSetup && state.script.busy_setups > 0 {
+            state.script.busy_setups -= 1;
+            Some(ErrorCode::Busy)
         } else if stage == pb::WriteStage::PipelineRecovery && state.script.busy_recoveries > 0 {
             state.script.busy_recoveries -= 1;
             Some(ErrorCode::Busy)
         } else if stage == pb::WriteStage::PipelineRecovery {
-            let replica = state.replicas.get_mut(&block.id).expect("a survivor holds the replica");
-            assert!(replica.generation >= write.old_generation && replica.generation < block.generation);
+            let absent = StoredReplica { generation: write.old_generation, ..Default::default() };
+            let replica = match write.keep_length {
+                0 => state.replicas.entry(block.id).or_insert(absent),
+                _ => state.replicas.get_mut(&block.id).expect("a survivor holds the replica"),
+            };
+            if write.keep_length == 0 && replica.generation < write.old_generation {
+                *replica = StoredReplica { generation: write.old_generation, ..Default::default() };
+            }
+            assert!(replica.generation >= write.old_generation && replica.generation <= block.generation);
             replica.generation = block.generation;
+            if replica.finalized {
+                replica.was = Some(replica.frames.iter().map(|(header, ..)| *header).collect());
+            }
             replica.finalized = false;
             replica.frames.retain(|(header, ..)| header.end() <= write.keep_length);
             assert_eq!(replica.length(), write.keep_length, "kept length is a frame boundary that it holds");
@@ -171,7 +209,66 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
         }
     }
     send(&mut conn, &pb::WriteReady { error: None, failed_index: 0, storage_ids }).await?;
-    take_units(conn, below, state, &block).await
+    let partial = stage == pb::WriteStage::PipelineTransfer;
+    take_units(env, conn, below, state, &block, partial).await
+}
+
+/// Sends the first bytes of a replica to a node that joins the pipeline.
+async fn serve_transfer(env: &Env, conn: &mut Conn, state: &Mutex<State>, order: pb::TransferBlock) -> Result<()> {
+    let block = order.block.unwrap();
+    let failure = state.lock().unwrap().script.fail_source.take();
+    let outcome = match failure {
+        Some(code) => Err((0, Error::new(code, "scripted source"))),
+        None => {
+            let replica = state.lock().unwrap().replicas.get(&block.id).cloned().expect("a survivor holds the replica");
+            assert!(replica.generation >= block.generation && replica.generation < order.new_generation);
+            let target = order.target.unwrap();
+            let write = pb::WriteBlock {
+                block: Some(pb::Block { generation: order.new_generation, ..block }),
+                stage: pb::WriteStage::PipelineTransfer as i32,
+                ..Default::default()
+            };
+            send_partial(env, &write, &target, &replica, order.length).await
+        }
+    };
+    let ack = match outcome {
+        Ok(()) => pb::WriteAck { kind: pb::AckKind::AckFinished as i32, length: order.length, ..Default::default() },
+        Err((failed_index, error)) => {
+            let (kind, error) = (pb::AckKind::AckError as i32, Some(error.to_wire()));
+            pb::WriteAck { kind, error, failed_index, ..Default::default() }
+        }
+    };
+    send(conn, &ack).await
+}
+
+async fn send_partial(
+    env: &Env,
+    write: &pb::WriteBlock,
+    target: &pb::Replica,
+    replica: &StoredReplica,
+    length: u64,
+) -> Result<(), (u32, Error)> {
+    let (mut conn, _) = open_below(env, write, target, &[]).await?;
+    let sent = async {
+        let id = BlockId(write.block.as_ref().unwrap().id);
+        let kept = replica.frames.iter().filter(|(header, ..)| header.end() <= length);
+        let mut at = 0;
+        for (frame, header, payload) in kept {
+            conn.write_all(header).await.map_err(io)?;
+            conn.write_all(payload).await.map_err(io)?;
+            let _: pb::WriteAck = read_message(&mut conn, "target").await?;
+            at = frame.end();
+        }
+        assert_eq!(at, length, "what is copied ends with a frame");
+        let finish = cairn_proto::dataplane::Marker { kind: MarkerKind::Finish, length };
+        conn.write_all(&finish.encode(id)).await.map_err(io)?;
+        read_message::<pb::WriteAck>(&mut conn, "target").await
+    };
+    match sent.await {
+        Ok(ack) if ack.kind() == pb::AckKind::AckFinished => Ok(()),
+        Ok(ack) => Err((1, Error::from_wire(ack.error.unwrap()))),
+        Err(error) => Err((1, error)),
+    }
 }
 
 async fn open_below(
@@ -192,7 +289,14 @@ async fn open_below(
     }
 }
 
-async fn take_units(mut conn: Conn, mut below: Option<Conn>, state: &Mutex<State>, block: &pb::Block) -> Result<()> {
+async fn take_units(
+    env: &Env,
+    mut conn: Conn,
+    mut below: Option<Conn>,
+    state: &Mutex<State>,
+    block: &pb::Block,
+    partial: bool,
+) -> Result<()> {
     let id = BlockId(block.id);
     loop {
         let mut header = [0; FRAME_HEADER_BYTES];
@@ -204,20 +308,32 @@ async fn take_units(mut conn: Conn, mut below: Option<Conn>, state: &Mutex<State
             conn.read_exact(&mut payload).await.map_err(io)?;
             frame.verify_stored(&payload).expect("a payload that verifies");
         }
+        if partial {
+            let mut state = state.lock().unwrap();
+            if state.script.drop_partial > 0 {
+                state.script.drop_partial -= 1;
+                state.replicas.remove(&block.id);
+                return Err(Error::new(ErrorCode::Internal, "scripted drop"));
+            }
+            let whole = matches!(unit, Unit::Marker(marker) if marker.kind == MarkerKind::Finish);
+            state.joined += usize::from(whole);
+        }
+        if stalls(state, &unit) {
+            // As a stopped process: nothing more is read or said, the connection stays.
+            std::future::pending::<()>().await;
+        }
         if let Some(error) = misbehave(state, &unit)? {
             let ack =
                 pb::WriteAck { kind: pb::AckKind::AckError as i32, error: Some(error.to_wire()), ..Default::default() };
             return send(&mut conn, &ack).await;
         }
-        let length = keep(state, block, &unit, &header, &payload);
-        if state.lock().unwrap().script.never_ack {
-            continue;
-        }
+        let length = keep(state, block, &unit, &header, &payload, partial);
         if let Some(next) = &mut below {
             let forwarded = async {
                 next.write_all(&header).await.map_err(io)?;
                 next.write_all(&payload).await.map_err(io)?;
-                read_message::<pb::WriteAck>(next, "next").await
+                let answer = env.clock.timeout(PATIENCE, read_message::<pb::WriteAck>(next, "next")).await;
+                answer.unwrap_or_else(|_| Err(Error::new(ErrorCode::TimedOut, "the next one is silent")))
             };
             let failed = match forwarded.await {
                 Ok(ack) if ack.kind() == pb::AckKind::AckError => {
@@ -228,8 +344,12 @@ async fn take_units(mut conn: Conn, mut below: Option<Conn>, state: &Mutex<State
             };
             if let Some((failed_index, error)) = failed {
                 let (kind, error) = (pb::AckKind::AckError as i32, Some(error.to_wire()));
-                return send(&mut conn, &pb::WriteAck { kind, length, error, failed_index }).await;
+                return send(&mut conn, &pb::WriteAck { kind, length, error, failed_index, behind: 0 }).await;
             }
+        }
+        let finish = matches!(unit, Unit::Marker(marker) if marker.kind == MarkerKind::Finish);
+        if finish && std::mem::take(&mut state.lock().unwrap().script.lose_finish_ack) {
+            return Err(Error::new(ErrorCode::Internal, "scripted drop"));
         }
         let kind = match unit {
             Unit::Frame(_) => pb::AckKind::AckProgress,
@@ -244,6 +364,20 @@ async fn take_units(mut conn: Conn, mut below: Option<Conn>, state: &Mutex<State
         if kind == pb::AckKind::AckFinished {
             return Ok(());
         }
+    }
+}
+
+/// Whether this is where the node stalls.
+fn stalls(state: &Mutex<State>, unit: &Unit) -> bool {
+    let script = &mut state.lock().unwrap().script;
+    match unit {
+        Unit::Frame(frame) if script.stall_at.is_some_and(|at| frame.end() >= at) => {
+            script.stall_at = None;
+            true
+        }
+        Unit::Marker(marker) if marker.kind == MarkerKind::Sync => std::mem::take(&mut script.stall_sync),
+        Unit::Marker(marker) if marker.kind == MarkerKind::Finish => std::mem::take(&mut script.stall_finish),
+        _ => false,
     }
 }
 
@@ -277,17 +411,24 @@ fn keep(
     unit: &Unit,
     header: &[u8; FRAME_HEADER_BYTES],
     payload: &[u8],
+    partial: bool,
 ) -> u64 {
     let mut state = state.lock().unwrap();
     let replica = state.replicas.get_mut(&block.id).unwrap();
     match unit {
         Unit::Frame(frame) => {
             assert_eq!(frame.offset, replica.length(), "frames follow each other");
+            if let Some(was) = &replica.was {
+                assert!(was.contains(frame), "what is sent again is what was finalized");
+            }
             replica.frames.push((*frame, *header, Bytes::copy_from_slice(payload)));
         }
         Unit::Marker(marker) => {
             assert_eq!(marker.length, replica.length(), "a marker tells the length before it");
-            replica.finalized |= marker.kind == MarkerKind::Finish;
+            replica.finalized |= marker.kind == MarkerKind::Finish && !partial;
+            if let Some(was) = replica.was.as_ref().filter(|_| marker.kind == MarkerKind::Finish) {
+                assert_eq!(was.len(), replica.frames.len(), "what is sent again is all that was finalized");
+            }
         }
     }
     replica.length()

@@ -33,6 +33,7 @@ impl Cluster {
             read_ahead_bytes: 8 * FRAME,
             write_stall_ms: 1_500,
             finish_stall_ms: 1_500,
+            replace_deadline_ms: 3_000,
             connect_timeout_ms: 1_000,
             read_stall_ms: 2_000,
             read_rounds: 1,

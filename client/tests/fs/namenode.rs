@@ -40,6 +40,8 @@ impl FakeFile {
 #[derive(Default)]
 pub struct State {
     pub nodes: Vec<pb::Replica>,
+    /// Nodes that it knows to be gone.
+    pub gone: Vec<String>,
     pub files: BTreeMap<String, FakeFile>,
     pub next: u64,
     /// Names of calls with their call ids, in order.
@@ -213,7 +215,9 @@ impl Namenode for FakeNamenode {
         let (id, nodes) = {
             let mut state = self.state.lock().unwrap();
             state.next += 1;
-            let free = |node: &&pb::Replica| !request.exclude_nodes.contains(&node.node_id);
+            let free = |node: &&pb::Replica| {
+                !request.exclude_nodes.contains(&node.node_id) && !state.gone.contains(&node.node_id)
+            };
             (state.next, state.nodes.iter().filter(free).cloned().collect::<Vec<_>>())
         };
         if nodes.is_empty() {
@@ -252,13 +256,29 @@ impl Namenode for FakeNamenode {
         let request = request.into_inner();
         self.enter("update_pipeline", request.call.as_ref())?;
         let old = request.block.unwrap();
+        let nodes = self.state.lock().unwrap().nodes.clone();
         self.by_inode(request.inode, |file| {
             let block = file.blocks.iter_mut().find(|block| block.block == old).expect("the block as it was");
             block.block.generation = request.new_generation;
-            let stays = |replica: &pb::Replica| request.nodes.iter().any(|node| node.node_id == replica.node_id);
-            block.replicas.retain(stays);
+            let named = |node: &pb::PipelineNode| nodes.iter().find(|known| known.node_id == node.node_id).cloned();
+            block.replicas = request.nodes.iter().map(|node| named(node).expect("a known node")).collect();
             Response::new(pb::UpdatePipelineResponse {})
         })
+    }
+
+    async fn add_pipeline_node(
+        &self,
+        request: Request<pb::AddPipelineNodeRequest>,
+    ) -> Answer<pb::AddPipelineNodeResponse> {
+        let request = request.into_inner();
+        self.enter("add_pipeline_node", None)?;
+        let state = self.state.lock().unwrap();
+        let known = || state.nodes.iter().filter(|node| !state.gone.contains(&node.node_id));
+        let named = |node: &&pb::Replica| {
+            !request.present_nodes.contains(&node.node_id) && !request.exclude_nodes.contains(&node.node_id)
+        };
+        let usable_nodes = known().count() as u32;
+        Ok(Response::new(pb::AddPipelineNodeResponse { node: known().find(named).cloned(), usable_nodes }))
     }
 
     async fn complete(&self, request: Request<pb::CompleteRequest>) -> Answer<pb::CompleteResponse> {
@@ -318,7 +338,10 @@ impl Namenode for FakeNamenode {
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::DeleteResponse> {
         let request = request.into_inner();
         self.enter("delete", request.call.as_ref())?;
-        let existed = self.state.lock().unwrap().files.remove(&request.path).is_some();
+        let mut state = self.state.lock().unwrap();
+        let inode = state.files.get(&request.path).map(|file| file.inode);
+        let ours = inode.is_some_and(|inode| request.only_inode == 0 || inode == request.only_inode);
+        let existed = ours && state.files.remove(&request.path).is_some();
         Ok(Response::new(pb::DeleteResponse { existed }))
     }
 

@@ -107,7 +107,7 @@ async fn a_node_that_cannot_be_reached_is_left_out() {
 
 #[tokio::test]
 async fn a_pipeline_that_stalls_is_broken() {
-    let scripts = vec![Script { never_ack: true, ..Default::default() }, Script::default()];
+    let scripts = vec![Script { stall_at: Some(1), ..Default::default() }, Script::default()];
     let cluster = Cluster::start(scripts).await;
     let data = random(10_000);
     cluster.put("/f", &data).await.unwrap();

@@ -317,6 +317,20 @@ impl ReplicaMap {
         self.changed.notify_one();
     }
 
+    /// Puts back, in one step, the replica whose place an attempt had taken.
+    pub fn restore(&self, volume: usize, block: BlockId, (at, older): (usize, Entry)) {
+        let mut state = lock(&self.state);
+        state.volumes[volume].remove(&block.0);
+        if let Some(replica) = replica_report(block.0, &older) {
+            let (storage_id, pool) = (self.storage_ids[at].clone(), self.pool().to_owned());
+            // A full report in between did not show it.
+            state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica) }));
+        }
+        state.volumes[at].insert(block.0, older);
+        drop(state);
+        self.changed.notify_one();
+    }
+
     /// Queues a report that changes no entry.
     pub fn announce(&self, report: Report) {
         lock(&self.state).push(report);

@@ -62,11 +62,35 @@ pub enum Recovered {
 impl BlockStore {
     /// Makes a new replica. Nothing is left if it fails.
     pub async fn create(self: &Arc<Self>, new: NewReplica) -> Result<ReplicaWriter> {
+        let (temporary, newest) = (new.temporary, new.generation);
+        let replaceable = move |entry: &Entry| match entry.kind {
+            // A bad or abandoned replica makes room for a good copy, once that is whole.
+            Kind::Corrupt { .. } | Kind::Recovering { .. } => temporary && entry.generation <= newest,
+            _ => false,
+        };
+        self.create_replacing(new, replaceable).await
+    }
+
+    /// Makes the copy with which this node joins a pipeline. What is left here of the block from an older generation, of which this node was
+    /// left out, makes room once the copy is whole.
+    pub async fn create_partial(self: &Arc<Self>, new: NewReplica) -> Result<ReplicaWriter> {
+        let newest = new.generation;
+        let replaceable = move |entry: &Entry| {
+            !matches!(entry.kind, Kind::Writing(_) | Kind::Claimed(_)) && entry.generation < newest
+        };
+        self.create_replacing(new, replaceable).await
+    }
+
+    async fn create_replacing(
+        self: &Arc<Self>,
+        new: NewReplica,
+        replaceable: impl Fn(&Entry) -> bool,
+    ) -> Result<ReplicaWriter> {
         let reserved = RESERVE_STEP.min(new.block_size.max(1) + (64 << 10));
         let mut last = None;
         for volume in self.volumes_for(&new.storage_id)? {
             let created = match self.volumes[volume].reserve(reserved) {
-                Ok(()) => self.create_on(volume, &new, reserved).await,
+                Ok(()) => self.create_on(volume, &new, reserved, &replaceable).await,
                 Err(full) => Err(full),
             };
             match created {
@@ -81,12 +105,13 @@ impl BlockStore {
     }
 
     /// Makes a new replica on one volume, on which `reserved` bytes were promised; on failure they are given back.
-    async fn create_on(self: &Arc<Self>, volume: usize, new: &NewReplica, reserved: u64) -> Result<ReplicaWriter> {
-        let replaceable = |entry: &Entry| match entry.kind {
-            // A bad or abandoned replica makes room for a good copy.
-            Kind::Corrupt { .. } | Kind::Recovering { .. } => new.temporary && entry.generation <= new.generation,
-            _ => false,
-        };
+    async fn create_on(
+        self: &Arc<Self>,
+        volume: usize,
+        new: &NewReplica,
+        reserved: u64,
+        replaceable: &impl Fn(&Entry) -> bool,
+    ) -> Result<ReplicaWriter> {
         let older = match self.map.claim_new(new.block, new.generation, volume, replaceable) {
             Ok(older) => older,
             Err(error) => {
@@ -97,36 +122,35 @@ impl BlockStore {
         let (store, block, generation, temporary) = (Arc::clone(self), new.block, new.generation, new.temporary);
         self.env
             .work
-            .io(move || {
-                if let Some((at, older)) = older {
-                    store.unlink(at, block, &older);
+            .io(move || match store.make_open_file(volume, block, generation, temporary) {
+                Ok((path, file)) => {
+                    let header_bytes = HEADER_BYTES as u64;
+                    let index = BlockIndex::new(header_bytes);
+                    store.volumes[volume].wrote(header_bytes, 0);
+                    Ok(ReplicaWriter::attach(
+                        &store,
+                        Start {
+                            block,
+                            generation,
+                            volume,
+                            temporary,
+                            path,
+                            file,
+                            header_bytes,
+                            index,
+                            reserved,
+                            name_durable: false,
+                            replaces: older,
+                        },
+                    ))
                 }
-                match store.make_open_file(volume, block, generation, temporary) {
-                    Ok((path, file)) => {
-                        let header_bytes = HEADER_BYTES as u64;
-                        let index = BlockIndex::new(header_bytes);
-                        store.volumes[volume].wrote(header_bytes, 0);
-                        Ok(ReplicaWriter::attach(
-                            &store,
-                            Start {
-                                block,
-                                generation,
-                                volume,
-                                temporary,
-                                path,
-                                file,
-                                header_bytes,
-                                index,
-                                reserved,
-                                name_durable: false,
-                            },
-                        ))
+                Err(error) => {
+                    store.volumes[volume].release(reserved);
+                    match older {
+                        Some(older) => store.map.restore(volume, block, older),
+                        None => store.map.forget(volume, block, generation, false),
                     }
-                    Err(error) => {
-                        store.volumes[volume].release(reserved);
-                        store.map.forget(volume, block, generation, false);
-                        Err(error)
-                    }
+                    Err(error)
                 }
             })
             .await
@@ -171,6 +195,16 @@ impl BlockStore {
             }
             Ok(())
         };
+        let left_out = |(_, entry): (usize, Entry)| (entry.generation < old_generation).then_some(entry.generation);
+        if keep_length == 0
+            && let Some(stale) = self.map.get(block).and_then(left_out)
+        {
+            // This node was left out of the pipeline before and joins it again, and nothing of the block was ever acked.
+            match self.delete(block, stale, "").await {
+                Err(error) if error.code() != ErrorCode::BlockNotFound => return Err(error),
+                _ => {}
+            }
+        }
         if keep_length == 0 && self.map.get(block).is_none() {
             // It held nothing when its writer left, so nothing was kept of it.
             let new = NewReplica {
@@ -330,6 +364,7 @@ impl BlockStore {
             index: kept,
             reserved: 0,
             name_durable: true,
+            replaces: None,
         };
         Ok(ReplicaWriter::attach(self, start))
     }
@@ -380,7 +415,7 @@ impl BlockStore {
     }
 
     /// Removes the file of an entry that is claimed or out of the map.
-    fn unlink(&self, volume: usize, block: BlockId, entry: &Entry) {
+    pub(super) fn unlink(&self, volume: usize, block: BlockId, entry: &Entry) {
         let storage = &self.volumes[volume];
         let (path, bytes) = match &entry.kind {
             Kind::Finalized { length, stored } => (storage.finalized_path(block, entry.generation, *length), *stored),

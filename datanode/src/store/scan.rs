@@ -390,7 +390,14 @@ fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &m
     }
     volume.found(end);
     let kind = Kind::Recovering { index: Arc::new(walk.index), header_bytes };
-    found.replicas.insert(block.0, Entry { generation, kind });
+    let older = found.replicas.insert(block.0, Entry { generation, kind });
+    if let Some(Entry { generation: older, kind: Kind::Recovering { index, .. } }) = older {
+        // A crash came between the joining of a newer copy, which was synced before it got its name, and the removal of what it replaced.
+        let leftover = volume.open_path(block, older, false)?;
+        tracing::warn!("{} is older than another replica of block {block} here; it is removed", leftover.display());
+        fs.remove_file(&leftover).map_err(failed)?;
+        volume.removed(index.frames_end());
+    }
     Ok(())
 }
 

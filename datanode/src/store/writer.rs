@@ -124,6 +124,8 @@ pub(super) struct Start {
     pub reserved: u64,
     /// Its folder was synced since it got its name.
     pub name_durable: bool,
+    /// The replica whose place it takes once it is whole; comes back if it never is.
+    pub replaces: Option<(usize, Entry)>,
 }
 
 /// The one writer of an open replica.
@@ -136,6 +138,7 @@ pub struct ReplicaWriter {
     name_durable: bool,
     /// The file has its final name: it is not this writer's any more.
     finalized: bool,
+    replaces: Option<(usize, Entry)>,
 }
 
 impl ReplicaWriter {
@@ -166,6 +169,7 @@ impl ReplicaWriter {
             gathered: Vec::new(),
             name_durable: start.name_durable,
             finalized: false,
+            replaces: start.replaces,
         }
     }
 
@@ -287,8 +291,44 @@ impl ReplicaWriter {
         let entry = Entry { generation: open.generation, kind: Kind::Finalized { length, stored } };
         // A name that a power cut may take back is not announced as done.
         let number = self.store.map().settle(open.volume, open.block, entry, durable.is_ok());
+        if durable.is_ok() {
+            self.unlink_replaced(false);
+        }
         open.end();
         durable.map(|()| number)
+    }
+
+    /// Ends a copy of the first bytes of a block that is being written elsewhere: durable, shown to the namenode, and waiting for the
+    /// writer of its generation. Never final. Returns the number of the report. On failure the caller abandons the writer.
+    pub fn hand_over(&mut self) -> Result<u64> {
+        let open = Arc::clone(&self.open);
+        let index = lock(&open.index).clone();
+        // What the pipeline had synced before stays as durable on the node that joins it.
+        open.file.sync_data().map_err(|error| self.failed("syncing", &error))?;
+        let to = self.volume().open_path(open.block, open.generation, false)?;
+        let renamed = self.store.env().fs.rename(&open.path, &to);
+        renamed.map_err(|error| self.failed("renaming", &error))?;
+        self.finalized = true;
+        let durable = to.parent().map_or(Ok(()), |folder| self.volume().sync_folder(folder));
+        self.release();
+        let kind = Kind::Recovering { index: Arc::new(index), header_bytes: open.header_bytes };
+        let entry = Entry { generation: open.generation, kind };
+        let number = self.store.map().settle(open.volume, open.block, entry, durable.is_ok());
+        if durable.is_ok() {
+            self.unlink_replaced(true);
+        }
+        open.end();
+        durable.map(|()| number)
+    }
+
+    /// Only when the new file is durable under its name: until then the old one may be the only one. `renamed_over`: an open replica of this
+    /// generation and volume had the name that the new one has now.
+    fn unlink_replaced(&mut self, renamed_over: bool) {
+        let Some((at, older)) = self.replaces.take() else { return };
+        let same_name = at == self.open.volume && older.generation == self.open.generation;
+        if !(renamed_over && same_name && matches!(older.kind, Kind::Recovering { .. })) {
+            self.store.unlink(at, self.open.block, &older);
+        }
     }
 
     /// Lets go of the replica. What it holds is kept for recovery (it may have been acked), unless it is a copy or holds nothing.
@@ -305,7 +345,10 @@ impl ReplicaWriter {
                 tracing::warn!("{} could not be removed: {error}", open.path.display());
             }
             self.volume().removed(end);
-            self.store.map().forget(open.volume, open.block, open.generation, false);
+            match self.replaces.take() {
+                Some(older) => self.store.map().restore(open.volume, open.block, older),
+                None => self.store.map().forget(open.volume, open.block, open.generation, false),
+            }
         } else {
             // Bytes after the last whole frame would only be cut at the next start.
             if let Err(error) = open.file.set_len(end) {

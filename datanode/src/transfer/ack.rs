@@ -4,6 +4,11 @@
 //! Events of the disk task, of the reader and of the node below arrive in one bounded channel. An ack of length L goes up when this node and all
 //! below hold L; the ack of a marker, when both have carried it out. Acks are gathered: one goes up per MiB, or when nothing is on its
 //! way. While something is on its way for long, the same ack is repeated, so that a slow sync is not taken for a dead node.
+//!
+//! # Who stalls
+//! A node that lives repeats its ack four times in the time after which its silence counts, whatever becomes of the nodes below it. So only
+//! the neighbour of a stopped node sees silence, and names it. A node whose disk hangs still speaks, and leaves the pipeline by itself. Each ack
+//! says which node the others wait for. Who was away itself (a stopped process) judges nobody by that time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +27,10 @@ use crate::store::writer::OpenReplica;
 
 /// Acks of progress are gathered up to this.
 const ACK_STEP: u64 = 1 << 20;
+/// The next node is called slow when it alone is so far behind this one, ...
+const SLOW_BYTES: u64 = 4 << 20;
+/// ... for so long.
+const SLOW_MS: u64 = 2_000;
 /// After the node below closed its door to data, it may still say why.
 const LAST_WORDS_MS: u64 = 1_000;
 
@@ -68,6 +77,10 @@ pub struct Acks<'a, W> {
     expected: VecDeque<MarkerKind>,
     done_here: usize,
     done_below: usize,
+    /// Whom the nodes below wait for, as the next one counts.
+    behind_below: u32,
+    slow_since_ms: Option<u64>,
+    slow_told: bool,
     last_up_ms: u64,
     last_below_ms: u64,
     last_written: (u64, u64),
@@ -99,6 +112,9 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
             expected: VecDeque::new(),
             done_here: 0,
             done_below: 0,
+            behind_below: 0,
+            slow_since_ms: None,
+            slow_told: false,
             last_up_ms: now.max(1),
             last_below_ms: now,
             last_written: (kept, now),
@@ -135,6 +151,9 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
                 if let Some(error) = deaf.take() {
                     return Err(Broken::below(error, 0));
                 }
+                if self.now() - due_ms > tick_ms.max(self.transfer.settings.pipeline_timeout_ms / 4) {
+                    self.was_away();
+                }
                 self.on_tick()?;
                 due_ms = self.now() + tick_ms;
             }
@@ -164,6 +183,7 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
 
     fn on_below(&mut self, ack: pb::WriteAck) -> Result<(), Broken> {
         self.last_below_ms = self.now();
+        self.behind_below = ack.behind;
         if let Some(below) = &mut self.below {
             *below = (*below).max(ack.length);
         }
@@ -187,6 +207,39 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
         self.below.map_or(written, |below| below.min(written))
     }
 
+    /// Whom the others wait for: 0 this node, 1 the next one, and so on.
+    fn behind(&self) -> u32 {
+        let Some(below) = self.below.filter(|_| !self.idle()) else { return 0 };
+        let written = self.progress.written.load(Ordering::Acquire);
+        let waits = below < written || (below == written && self.done_below < self.done_here);
+        if waits { self.behind_below.saturating_add(1) } else { 0 }
+    }
+
+    /// This process did not run for a while: the others' words of that time may still wait to be read.
+    fn was_away(&mut self) {
+        let now = self.now();
+        self.last_below_ms = now;
+        self.last_written.1 = now;
+        self.slow_since_ms = None;
+    }
+
+    /// Counts a next node that is far behind for long by its own fault. It stays: only who stalls is left out.
+    fn watch_pace(&mut self) {
+        let written = self.progress.written.load(Ordering::Acquire);
+        let lag = self.below.map_or(0, |below| written.saturating_sub(below));
+        if lag < SLOW_BYTES || self.behind() != 1 {
+            self.slow_since_ms = None;
+            return;
+        }
+        let now = self.now();
+        let since = *self.slow_since_ms.get_or_insert(now);
+        if !self.slow_told && now.saturating_sub(since) >= SLOW_MS {
+            self.slow_told = true;
+            self.transfer.metrics.slow_next.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(lag_bytes = lag, "the next datanode of a pipeline is slow");
+        }
+    }
+
     /// Nothing is on its way.
     fn idle(&self) -> bool {
         self.expected.is_empty() && self.held() >= self.progress.received.load(Ordering::Acquire)
@@ -194,20 +247,24 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
 
     /// Repeats the ack while something is on its way, and gives up on a silent neighbour or a hung disk.
     fn on_tick(&mut self) -> Result<(), Broken> {
+        self.watch_pace();
         let now = self.now();
         let limit = self.transfer.settings.pipeline_timeout_ms;
+        let disk_limit = self.transfer.settings.disk_stall_ms;
         let written = self.progress.written.load(Ordering::Acquire);
         let received = self.progress.received.load(Ordering::Acquire);
         if written != self.last_written.0 || (written >= received && self.done_here >= self.expected.len()) {
             self.last_written = (written, now);
-        } else if now.saturating_sub(self.last_written.1) > limit.max(60_000) {
-            return Err(Broken::here(Error::new(ErrorCode::TimedOut, "the disk did not take any data for a minute")));
+        } else if now.saturating_sub(self.last_written.1) > disk_limit {
+            let text = format!("the disk neither took data nor ended a sync for {disk_limit} ms");
+            return Err(Broken::here(Error::new(ErrorCode::TimedOut, text)));
         }
         if let Some(below) = self.below {
             let owes = below < received || self.done_below < self.expected.len();
             if !owes {
                 self.last_below_ms = now;
             } else if now.saturating_sub(self.last_below_ms) > limit {
+                self.transfer.metrics.stalled_next.fetch_add(1, Ordering::Relaxed);
                 let text = format!("the next datanode of the pipeline was silent for {limit} ms");
                 return Err(Broken::below(Error::new(ErrorCode::TimedOut, text), 0));
             }
@@ -251,7 +308,7 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
     }
 
     async fn send(&mut self, kind: pb::AckKind, length: u64) -> Result<(), Broken> {
-        let ack = pb::WriteAck { kind: kind as i32, length, error: None, failed_index: 0 };
+        let ack = pb::WriteAck { kind: kind as i32, length, behind: self.behind(), ..Default::default() };
         self.sending.store(true, Ordering::Relaxed);
         net::write_message(self.up, &ack)
             .await

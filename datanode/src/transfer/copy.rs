@@ -94,6 +94,6 @@ pub async fn await_finish(transfer: &Transfer, conn: &mut Conn, address: &str) -
     }
 }
 
-fn silent(address: &str) -> Error {
+pub(super) fn silent(address: &str) -> Error {
     Error::new(ErrorCode::TimedOut, format!("{address} did not answer in time")).with_subject(address)
 }

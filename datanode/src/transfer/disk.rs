@@ -14,16 +14,15 @@ use std::time::Duration;
 
 use cairn_proto::dataplane::MarkerKind;
 use cairn_proto::{Error, Result};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::Transfer;
 use super::ack::Event;
+use super::budget::Share;
 use crate::store::writer::{Chunk, Matcher, ReplicaWriter};
 
 /// Jobs that may wait.
 pub const JOBS: usize = 64;
-/// Bytes that may wait, per replica.
-pub const WAITING_BYTES: usize = 8 << 20;
 /// So much is worth a piece of work of its own on a blocking thread.
 const BATCH_BYTES: usize = 1 << 20;
 /// A finished block's report may hold its ack back this long.
@@ -33,6 +32,8 @@ const REPORT_LIMIT: Duration = Duration::from_secs(1);
 pub enum Sink {
     /// To a new or reopened replica.
     Writer(ReplicaWriter),
+    /// To a copy of the first part of a block; see [`super::partial`].
+    Partial(ReplicaWriter),
     /// Nowhere: it is compared with what is finalized already.
     Matcher(Matcher),
 }
@@ -41,7 +42,7 @@ impl Sink {
     /// The volume's id.
     pub fn storage_id(&self) -> &str {
         match self {
-            Self::Writer(writer) => writer.storage_id(),
+            Self::Writer(writer) | Self::Partial(writer) => writer.storage_id(),
             Self::Matcher(matcher) => matcher.storage_id(),
         }
     }
@@ -49,21 +50,21 @@ impl Sink {
     /// Bytes of data held.
     pub fn length(&self) -> u64 {
         match self {
-            Self::Writer(writer) => writer.length(),
+            Self::Writer(writer) | Self::Partial(writer) => writer.length(),
             Self::Matcher(matcher) => matcher.length(),
         }
     }
 
     fn append(&mut self, chunks: &[Chunk]) -> Result<()> {
         match self {
-            Self::Writer(writer) => writer.append(chunks),
+            Self::Writer(writer) | Self::Partial(writer) => writer.append(chunks),
             Self::Matcher(matcher) => matcher.append(chunks),
         }
     }
 
     fn sync(&mut self) -> Result<()> {
         match self {
-            Self::Writer(writer) => writer.sync(),
+            Self::Writer(writer) | Self::Partial(writer) => writer.sync(),
             Self::Matcher(_) => Ok(()),
         }
     }
@@ -71,12 +72,13 @@ impl Sink {
     fn finish(&mut self) -> Result<u64> {
         match self {
             Self::Writer(writer) => writer.finalize(),
+            Self::Partial(writer) => writer.hand_over(),
             Self::Matcher(matcher) => matcher.finish(),
         }
     }
 
     fn abandon(&mut self) {
-        if let Self::Writer(writer) = self {
+        if let Self::Writer(writer) | Self::Partial(writer) = self {
             writer.abandon();
         }
     }
@@ -84,8 +86,8 @@ impl Sink {
 
 /// One job of the disk task.
 pub enum Job {
-    /// Append; the permit gives the bytes' share of the budget back.
-    Frames(Chunk, OwnedSemaphorePermit),
+    /// Append; the share gives the bytes' room back.
+    Frames(Chunk, Share),
     /// Carry out a marker.
     Marker(MarkerKind),
 }

@@ -5,11 +5,13 @@
 //! wire is in `cairn_proto::dataplane`.
 //!
 //! # Limits
-//! At most `max_transfers` operations at once; each holds a bounded number of bytes. All waits on peers end by a timeout.
+//! At most `max_transfers` operations at once; each holds a bounded number of bytes, and all writers together too ([`budget`]). All waits on peers end by a timeout.
 
 pub mod ack;
+pub mod budget;
 pub mod copy;
 pub mod disk;
+pub mod partial;
 pub mod read;
 pub mod recover;
 #[cfg(test)]
@@ -48,6 +50,14 @@ pub struct Metrics {
     pub reads: AtomicU64,
     /// Copies sent to other nodes.
     pub copies: AtomicU64,
+    /// First parts of blocks sent to nodes that join a pipeline.
+    pub partial_copies: AtomicU64,
+    /// Times that a writer waited because all writers together held too much memory.
+    pub memory_waits: AtomicU64,
+    /// Times that the next node of a pipeline was far behind this one for long, by its own fault.
+    pub slow_next: AtomicU64,
+    /// Next nodes that were given up because they said nothing.
+    pub stalled_next: AtomicU64,
     /// Replicas deleted by order of the namenode.
     pub deleted: AtomicU64,
     /// Operations refused because too many were under way.
@@ -63,6 +73,8 @@ pub struct Transfer {
     pub(crate) user: String,
     map_outputs: Option<Arc<dyn MapOutputs>>,
     slots: Semaphore,
+    /// Room for bytes on their way to the disk, of all writers together.
+    pub(crate) memory: budget::NodeBudget,
     /// Whole-replica checks disturb everybody, so few run at once.
     checks: Semaphore,
     stop: watch::Sender<bool>,
@@ -86,6 +98,7 @@ impl Transfer {
             user: cairn_common::process::user_name(),
             map_outputs,
             slots: Semaphore::new(settings.max_transfers),
+            memory: budget::NodeBudget::new(settings.writer_memory_bytes),
             checks: Semaphore::new(2),
             stop: watch::channel(false).0,
             scrub: Scrub::new(env, outcomes, store.volumes().len()),
@@ -202,6 +215,7 @@ pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
                 write::serve(&transfer, conn, request).await;
                 return;
             }
+            pb::data_request::Op::Transfer(request) => partial::serve(&transfer, &mut conn, request).await,
             pb::data_request::Op::Read(request) => read::serve_read(&transfer, &mut conn, request).await,
             pb::data_request::Op::Info(request) => read::serve_info(&transfer, &mut conn, request).await,
             pb::data_request::Op::Verify(request) => read::serve_verify(&transfer, &mut conn, request).await,

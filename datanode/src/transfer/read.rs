@@ -18,6 +18,10 @@ pub async fn refuse(conn: &mut Conn, op: &Op, error: &Error) -> io::Result<()> {
     let error = Some(error.to_wire());
     match op {
         Op::Write(_) => net::write_message(conn, &pb::WriteReady { error, ..Default::default() }).await,
+        Op::Transfer(_) => {
+            let kind = pb::AckKind::AckError as i32;
+            net::write_message(conn, &pb::WriteAck { kind, error, ..Default::default() }).await
+        }
         Op::Read(_) => net::write_message(conn, &pb::ReadReady { error, ..Default::default() }).await,
         Op::Info(_) => net::write_message(conn, &pb::ReplicaInfoReply { error, ..Default::default() }).await,
         Op::Verify(_) => net::write_message(conn, &pb::VerifyReplicaReply { error, ..Default::default() }).await,

@@ -212,7 +212,12 @@ async fn a_node_that_falls_silent_is_given_up() {
 async fn the_next_nodes_own_words_win_over_a_broken_connection() {
     let next = scripted(|mut conn| async move {
         let error = Error::new(ErrorCode::DiskFull, "no room").to_wire();
-        let ack = pb::WriteAck { kind: pb::AckKind::AckError as i32, error: Some(error), failed_index: 1, length: 0 };
+        let ack = pb::WriteAck {
+            kind: pb::AckKind::AckError as i32,
+            error: Some(error),
+            failed_index: 1,
+            ..Default::default()
+        };
         net::write_message(&mut conn, &ack).await.unwrap();
     })
     .await;

@@ -27,10 +27,11 @@ use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, MAX_BLOCK_SIZE, MAX_REPLICATION, Result, pb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::Transfer;
 use super::ack::{Acks, Event, Progress};
+use super::budget::WriterBudget;
 use super::disk::{self, Job, Sink};
 use super::wire::{Item, UnitReader};
 use crate::store::ops::{NewReplica, Recovered, Recovery};
@@ -38,8 +39,6 @@ use crate::store::writer::{Chunk, OpenReplica};
 
 /// Events that may wait.
 const EVENTS: usize = 256;
-/// The budget of waiting bytes is counted in units of this.
-const BUDGET_UNIT: usize = 1 << 10;
 /// After an error the rest of the stream is read and dropped for this long, so that the peer gets to read the reason.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -121,6 +120,10 @@ fn check(transfer: &Transfer, request: pb::WriteBlock) -> Result<Plan> {
         let text = format!("a pipeline of {} nodes is longer than {MAX_REPLICATION}", request.targets.len() + 1);
         return Err(Error::new(ErrorCode::InvalidArgument, text));
     }
+    if request.stage() == pb::WriteStage::PipelineTransfer && !request.targets.is_empty() {
+        let text = format!("the first part of block {block} goes to one node");
+        return Err(Error::new(ErrorCode::InvalidArgument, text));
+    }
     Ok(Plan { block, generation, request })
 }
 
@@ -181,8 +184,11 @@ async fn open_sink(transfer: &Transfer, plan: &Plan) -> Result<Sink> {
         generation: plan.generation,
         storage_id: request.storage_id.clone(),
         block_size,
-        temporary: request.stage() == pb::WriteStage::Transfer,
+        temporary: matches!(request.stage(), pb::WriteStage::Transfer | pb::WriteStage::PipelineTransfer),
     };
+    if request.stage() == pb::WriteStage::PipelineTransfer {
+        return transfer.store.create_partial(new).await.map(Sink::Partial);
+    }
     transfer.store.create(new).await.map(Sink::Writer)
 }
 
@@ -244,7 +250,7 @@ impl<'a> Write<'a> {
         let mut storage_ids = vec![sink.storage_id().to_owned()];
         storage_ids.extend(below.iter().flat_map(|below| below.storage_ids.iter().cloned()));
         let open = match &sink {
-            Sink::Writer(writer) => Some(Arc::clone(writer.open())),
+            Sink::Writer(writer) | Sink::Partial(writer) => Some(Arc::clone(writer.open())),
             Sink::Matcher(_) => None,
         };
         let progress = Progress::default();
@@ -277,7 +283,7 @@ impl<'a> Write<'a> {
             below: below_writer,
             progress: &progress,
             jobs,
-            budget: Arc::new(Semaphore::new(disk::WAITING_BYTES / BUDGET_UNIT)),
+            budget: WriterBudget::new(&transfer.memory),
             events: events.clone(),
         };
         let stopped = stopped(transfer, plan.block, open);
@@ -302,7 +308,7 @@ impl<'a> Write<'a> {
 /// Tells the writer why the pipeline broke, and gives it time to hear it.
 async fn tell_failure(up: &mut WriteHalf<Conn>, reader: &mut ReadHalf<Conn>, error: &Error, failed_index: u32) {
     let kind = pb::AckKind::AckError as i32;
-    let ack = pb::WriteAck { kind, length: 0, error: Some(error.to_wire()), failed_index };
+    let ack = pb::WriteAck { kind, error: Some(error.to_wire()), failed_index, ..Default::default() };
     let _ = net::write_message(up, &ack).await;
     let _ = up.shutdown().await;
     drain(reader).await;
@@ -353,7 +359,7 @@ struct Feed<'a> {
     below: Option<WriteHalf<Conn>>,
     progress: &'a Progress,
     jobs: mpsc::Sender<Job>,
-    budget: Arc<Semaphore>,
+    budget: WriterBudget,
     events: mpsc::Sender<Event>,
 }
 
@@ -394,12 +400,11 @@ impl Feed<'_> {
         }
         self.progress.received.store(end, Ordering::Release);
         self.transfer.metrics.bytes_received.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        let units = chunk.bytes.len().div_ceil(BUDGET_UNIT).min(disk::WAITING_BYTES / BUDGET_UNIT) as u32;
         let bytes = chunk.bytes.clone();
         // The disk gets it first if it has room, so that it works while we forward.
-        let waiting = match Arc::clone(&self.budget).try_acquire_many_owned(units) {
-            Err(_) => Some(chunk),
-            Ok(permit) => match self.jobs.try_send(Job::Frames(chunk, permit)) {
+        let waiting = match self.budget.try_take(bytes.len()) {
+            None => Some(chunk),
+            Some(share) => match self.jobs.try_send(Job::Frames(chunk, share)) {
                 Ok(()) => None,
                 Err(mpsc::error::TrySendError::Full(Job::Frames(chunk, _))) => Some(chunk),
                 Err(_) => return self.disk_is_gone().await,
@@ -407,10 +412,10 @@ impl Feed<'_> {
         };
         self.forward(&bytes).await?;
         let Some(chunk) = waiting else { return Ok(()) };
-        let Ok(permit) = Arc::clone(&self.budget).acquire_many_owned(units).await else {
+        let Some(share) = self.budget.take(bytes.len(), &self.transfer.metrics.memory_waits).await else {
             return self.disk_is_gone().await;
         };
-        match self.jobs.send(Job::Frames(chunk, permit)).await {
+        match self.jobs.send(Job::Frames(chunk, share)).await {
             Ok(()) => Ok(()),
             Err(_) => self.disk_is_gone().await,
         }

@@ -243,6 +243,7 @@ impl Core {
             R::AbandonBlock(r) => done(self.abandon_block(turn, r)),
             R::NewGeneration(r) => done(self.new_generation(turn, r)),
             R::UpdatePipeline(r) => done(self.update_pipeline(turn, r)),
+            R::AddPipelineNode(r) => done(self.add_pipeline_node(turn, r)),
             R::Complete(r) => progress(r.inode, self.complete(turn, r)),
             R::Mkdirs(r) => done(self.mkdirs(turn, &who, r)),
             R::Rename(r) => done(self.rename(turn, &who, r)),

@@ -199,6 +199,10 @@ impl Core {
         let (Some(inode), Some(parent)) = (resolved.last(), resolved.parent()) else {
             return Ok(Deletion::Done(pb::DeleteResponse { existed: false }));
         };
+        if request.only_inode != 0 && request.only_inode != inode {
+            // Another entry has taken the name.
+            return Ok(Deletion::Done(pb::DeleteResponse { existed: false }));
+        }
         self.check_access(who, parent, WRITE)?;
         self.check_sticky(who, parent, inode)?;
         if self.tree.get(inode).is_some_and(|inode| inode.child_count() > 0) {

@@ -99,6 +99,8 @@ calls! {
     NewGeneration(NewGenerationRequest, NewGenerationResponse),
     /// Puts that generation and the surviving nodes into force.
     UpdatePipeline(UpdatePipelineRequest, UpdatePipelineResponse),
+    /// Names one more node for a broken pipeline.
+    AddPipelineNode(AddPipelineNodeRequest, AddPipelineNodeResponse),
     /// Closes a file.
     Complete(CompleteRequest, CompleteResponse),
     /// Keeps the leases of a client.

@@ -44,6 +44,7 @@ mod membership;
 mod nodes;
 mod pages;
 mod permissions;
+mod pipeline;
 mod placement;
 mod recovery;
 mod repair;

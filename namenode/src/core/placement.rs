@@ -9,6 +9,7 @@ use super::codec::Random;
 use super::nodes::{NodeIndex, Nodes};
 
 /// What a placement has to respect.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// How many storages are wanted, beyond `present`.
     pub count: usize,
@@ -135,6 +136,18 @@ pub fn choose(nodes: &Nodes, request: &Request<'_>, random: &mut Random) -> Vec<
         storages.push(candidate.storage);
     }
     storages
+}
+
+/// How many nodes can hold a replica of a block: those `present` that live, and those that could take one, excluded or not.
+pub fn usable(nodes: &Nodes, request: &Request<'_>) -> usize {
+    let fresh = |node: &&NodeIndex| {
+        let node = nodes.node(**node);
+        node.alive && node.heard_ms >= request.fresh_since_ms
+    };
+    let mut present: Vec<NodeIndex> = request.present.iter().filter(fresh).copied().collect();
+    present.sort_unstable();
+    present.dedup();
+    present.len() + candidates(nodes, &Request { excluded: &[], ..*request }).len()
 }
 
 /// Orders a new pipeline so that each hop is short: the writer's node first, then rack by rack.

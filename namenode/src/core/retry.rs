@@ -226,6 +226,7 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
         R::SetTimes(r) => &r.call,
         R::SetReplication(r) => &r.call,
         R::GetServerDefaults(_)
+        | R::AddPipelineNode(_)
         | R::RenewLease(_)
         | R::RecoverLease(_)
         | R::GetStatus(_)

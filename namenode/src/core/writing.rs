@@ -309,7 +309,7 @@ impl Core {
     }
 
     /// An open block of the file, for a pipeline that broke.
-    fn broken_block(&mut self, file: u64, holder: &str, block: Option<&pb::Block>) -> Result<u64, Error> {
+    pub(super) fn broken_block(&mut self, file: u64, holder: &str, block: Option<&pb::Block>) -> Result<u64, Error> {
         self.check_not_safemode("recover a pipeline of", &self.tree.path_of(file))?;
         self.check_lease(file, holder)?;
         let id = self.own_block(file, block)?;

@@ -89,6 +89,7 @@ forward! {
     abandon_block(AbandonBlockRequest) -> AbandonBlockResponse;
     new_generation(NewGenerationRequest) -> NewGenerationResponse;
     update_pipeline(UpdatePipelineRequest) -> UpdatePipelineResponse;
+    add_pipeline_node(AddPipelineNodeRequest) -> AddPipelineNodeResponse;
     complete(CompleteRequest) -> CompleteResponse;
     renew_lease(RenewLeaseRequest) -> RenewLeaseResponse;
     recover_lease(RecoverLeaseRequest) -> RecoverLeaseResponse;

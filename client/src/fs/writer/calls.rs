@@ -14,6 +14,8 @@ pub(super) struct OpenFile {
     pub(super) path: String,
     pub(super) inode: u64,
     pub(super) block_size: u64,
+    /// Replicas that the file wants.
+    pub(super) replication: usize,
     pub(super) compress: bool,
 }
 
@@ -87,6 +89,29 @@ impl OpenFile {
             UpdatePipelineRequest { block: Some(block.clone()), new_generation: new_generation, nodes: nodes }
         )
         .map(drop)
+    }
+
+    /// One more node for the pipeline of `block`, beyond the `present` ones; it changes nothing. Also returns how many nodes can hold the block
+    /// at all.
+    pub(super) async fn add_pipeline_node(
+        &self,
+        block: &Block,
+        present: &[Replica],
+        exclude_nodes: Vec<String>,
+        patience: Patience,
+    ) -> Result<(Option<Replica>, usize)> {
+        let request = pb::AddPipelineNodeRequest {
+            inode: self.inode,
+            client_name: self.fs.inner.client_name.clone(),
+            block: Some(block.clone()),
+            present_nodes: present.iter().map(|node| node.node_id.clone()).collect(),
+            exclude_nodes,
+        };
+        let send = |mut stub: pb::namenode_client::NamenodeClient<_>, request| async move {
+            stub.add_pipeline_node(request).await
+        };
+        let answer = self.fs.inner.namenode.call(patience, request, send).await?;
+        Ok((answer.node, answer.usable_nodes as usize))
     }
 
     /// Closes the file; waits until its blocks are reported.

@@ -49,7 +49,7 @@ impl WireUnit {
 
 /// What comes up.
 pub(super) enum Event {
-    Ack { kind: pb::AckKind, length: u64 },
+    Ack { kind: pb::AckKind, length: u64, behind: usize },
     Broken(Failure),
 }
 
@@ -140,10 +140,43 @@ async fn read_acks(mut conn: ReadHalf<Conn>, address: String, events: mpsc::Send
             let error = ack.error.map_or_else(unnamed, Error::from_wire);
             Event::Broken(Failure { index: ack.failed_index as usize, error })
         } else {
-            Event::Ack { kind: ack.kind(), length: ack.length }
+            Event::Ack { kind: ack.kind(), length: ack.length, behind: ack.behind as usize }
         };
         if events.send(event).await.is_err() {
             return Ok(());
+        }
+    }
+}
+
+/// Has `source` send the first bytes of its replica to a node that joins the pipeline. An error comes with whose it is: 0 the source, 1 the
+/// target.
+pub(super) async fn transfer(
+    fs: &FileSystem,
+    source: &Replica,
+    order: pb::TransferBlock,
+) -> Result<(), (usize, Error)> {
+    let inner = &fs.inner;
+    let silence = Duration::from_millis(inner.settings.write_stall_ms);
+    let mut conn = inner.datanodes.dial(&source.address).await.map_err(|error| (0, error))?;
+    let request = pb::DataRequest { op: Some(Op::Transfer(order)) };
+    let sent = net::write_message(&mut conn, &request).await;
+    sent.map_err(|error| (0, Error::io(format!("sending to {}", source.address), &error)))?;
+    loop {
+        let read = net::read_message::<pb::WriteAck>(&mut conn, &source.address);
+        let ack = match inner.env.clock.timeout(silence, read).await {
+            Ok(ack) => ack.map_err(|error| (0, error))?,
+            Err(elapsed) => {
+                let text = format!("{} fell silent while it copied: {elapsed}", source.address);
+                return Err((0, Error::new(ErrorCode::TimedOut, text)));
+            }
+        };
+        match ack.kind() {
+            pb::AckKind::AckFinished => return Ok(()),
+            pb::AckKind::AckError => {
+                let unnamed = || Error::new(ErrorCode::Internal, format!("{} gave no reason", source.address));
+                return Err((ack.failed_index as usize, ack.error.map_or_else(unnamed, Error::from_wire)));
+            }
+            _ => {}
         }
     }
 }

@@ -4,12 +4,15 @@
 //! [`FileWriter`] cuts data into frames and blocks. Each block has a task ([`block`]) that seals frames on the work pool ([`seal`]) and
 //! moves them through a pipeline of datanodes ([`link`]). A frame keeps its share of the writer's window from the moment it is taken until
 //! it is acked, so memory is bounded however many blocks are open; and since the next block starts while the last one is made durable, that is
-//! at most two.
+//! at most two. What breaks a pipeline is mended by its block's task ([`mend`]).
 
 mod block;
 mod calls;
+mod flow;
 mod link;
+mod mend;
 mod seal;
+mod setup;
 
 use std::sync::Arc;
 
@@ -23,8 +26,9 @@ use super::lease::{self, LeaseGuard};
 use super::namenode::Patience;
 use super::task::Task;
 use super::{AppendOptions, CreateOptions, FileStatus, FileSystem};
-use block::{BlockWriter, Input, Succession};
+use block::{BlockWriter, Succession};
 use calls::OpenFile;
+use flow::Input;
 use seal::Raw;
 pub(super) use seal::SealerPool;
 
@@ -125,7 +129,8 @@ impl FileWriter {
         let frame_bytes = settings.frame_bytes as usize;
         let window = Arc::new(Semaphore::new(settings.write_window_bytes as usize));
         let (inode, block_size, compress) = (status.inode, status.block_size, start.compress);
-        let file = Arc::new(OpenFile { fs, path, inode, block_size, compress });
+        let replication = status.replication as usize;
+        let file = Arc::new(OpenFile { fs, path, inode, block_size, replication, compress });
         Ok(Self {
             file,
             frame_bytes,
@@ -200,7 +205,8 @@ impl FileWriter {
         self.mark(MarkerKind::Flush).await
     }
 
-    /// Makes all bytes taken so far durable on every node of the pipeline (HDFS's `hsync`).
+    /// Makes all bytes taken so far durable on every node of the pipeline (HDFS's `hsync`): at least two, if the file's replication and the
+    /// cluster allow it.
     pub async fn sync(&mut self) -> Result<()> {
         self.mark(MarkerKind::Sync).await
     }
@@ -227,17 +233,15 @@ impl FileWriter {
     pub async fn abort(mut self) -> Result<()> {
         self.current = None;
         self.finishing = None;
-        let file = Arc::clone(&self.file);
         if self.appends {
+            let file = Arc::clone(&self.file);
             return match file.fs.find(&file.path).await? {
                 Some(status) if status.inode == file.inode && status.open => file.fs.release_lease(&file.path).await,
                 _ => Ok(()),
             };
         }
-        match file.fs.find(&file.path).await? {
-            Some(status) if status.inode == file.inode => file.fs.delete(&file.path, false).await.map(drop),
-            _ => Ok(()),
-        }
+        // The namenode compares and deletes in one step: somebody else's file of that name is safe.
+        self.file.fs.delete_inode(&self.file.path, self.file.inode).await.map(drop)
     }
 
     fn check(&self) -> Result<()> {

@@ -443,7 +443,7 @@ impl World {
     }
 
     pub fn delete(&mut self, user: &str, path: &str, recursive: bool) -> Result<bool, Error> {
-        let request = pb::DeleteRequest { path: path.into(), recursive, call: None };
+        let request = pb::DeleteRequest { path: path.into(), recursive, ..Default::default() };
         self.call::<pb::DeleteResponse>(user, request).map(|response| response.existed)
     }
 

@@ -99,7 +99,7 @@ fn speed() {
     let mut loaded = Core::new_for_load(settings());
     timed("load pages", 1, |_| pages.iter().for_each(|page| loaded.load_page(page).unwrap()));
     timed("finish load", 1, |_| loaded.finish_load(txid).unwrap());
-    let root = pb::DeleteRequest { path: "/data".into(), recursive: true, call: None };
+    let root = pb::DeleteRequest { path: "/data".into(), recursive: true, ..Default::default() };
     timed("delete", 1, |_| {
         send(&mut core, root.clone().into());
         let mut turns = 0;

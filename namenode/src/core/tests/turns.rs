@@ -127,10 +127,10 @@ fn no_event_takes_long_in_a_large_namespace() {
         world.longest("repair", Event::Tick);
     }
 
-    let delete = pb::DeleteRequest { path: "/big/d07".into(), recursive: true, call: None };
+    let delete = pb::DeleteRequest { path: "/big/d07".into(), recursive: true, ..Default::default() };
     let event = world.client("ann", delete);
     world.longest("delete as a user", event);
-    let delete = pb::DeleteRequest { path: "/big".into(), recursive: true, call: None };
+    let delete = pb::DeleteRequest { path: "/big".into(), recursive: true, ..Default::default() };
     let event = world.client("root", delete);
     world.longest("delete", event);
     assert_eq!(world.core.tree.inodes.len(), 1);
@@ -208,7 +208,7 @@ fn tree_of_ann() -> World {
 
 fn send_delete(world: &mut World, call_id: u64) -> u64 {
     let call = pb::CallContext { client_id: vec![9; 16].into(), call_id, ..Default::default() };
-    world.send("ann", pb::DeleteRequest { call: Some(call), path: "/home/t".into(), recursive: true })
+    world.send("ann", pb::DeleteRequest { call: Some(call), path: "/home/t".into(), recursive: true, only_inode: 0 })
 }
 
 fn wait(world: &mut World, reply: u64) -> Result<Response, Error> {

@@ -368,7 +368,7 @@ fn repeated_calls_get_the_first_answer_even_after_a_restart() {
     let rename = pb::RenameRequest { call: call(2), from: "/f".into(), to: "/g".into(), mode: 0 };
     world.call::<pb::RenameResponse>("root", rename.clone()).unwrap();
     world.call::<pb::RenameResponse>("root", rename.clone()).unwrap();
-    let delete = pb::DeleteRequest { call: call(3), path: "/g".into(), recursive: true };
+    let delete = pb::DeleteRequest { call: call(3), path: "/g".into(), recursive: true, only_inode: 0 };
     for _ in 0..2 {
         assert!(world.call::<pb::DeleteResponse>("root", delete.clone()).unwrap().existed);
     }

@@ -474,7 +474,7 @@ fn name_request(operation: &Operation, call: Option<pb::CallContext>) -> ClientR
             let mode = if overwrite { pb::RenameMode::Overwrite } else { pb::RenameMode::NoReplace } as i32;
             pb::RenameRequest { call, from, to, mode }.into()
         }
-        O::Delete { path, recursive, .. } => pb::DeleteRequest { call, path, recursive }.into(),
+        O::Delete { path, recursive, .. } => pb::DeleteRequest { call, path, recursive, only_inode: 0 }.into(),
         O::Chmod { path, mode, .. } => pb::SetPermissionRequest { call, path, permission: mode }.into(),
         O::Chown { path, owner } => {
             pb::SetOwnerRequest { call, path, owner: user_of(owner).into(), group: String::new() }.into()
