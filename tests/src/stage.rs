@@ -106,6 +106,33 @@ impl Stage {
         std::thread::sleep(time);
     }
 
+    /// Kills a datanode, and sees it gone.
+    pub fn kill(&mut self, node: usize) {
+        let process = self.cluster.datanodes[node].process;
+        self.cluster.kill_datanode(node);
+        assert!(!process.runs(), "it is gone");
+        self.fault();
+    }
+
+    /// Starts a killed datanode again.
+    pub fn restart(&mut self, node: usize) {
+        self.cluster.restart_datanode(node);
+        assert!(self.cluster.datanodes[node].process.runs());
+        self.fault();
+    }
+
+    /// Waits until nothing is missing or has too few replicas. Files that were closed a moment ago may still be copied, so this is asked again.
+    #[track_caller]
+    pub fn wait_repaired(&mut self) {
+        wait_for("nothing is missing or under-replicated", HEALING, || {
+            let run = self.cluster.cairn(&["--json", "admin", "report"]);
+            let report: serde_json::Value = serde_json::from_slice(&run.stdout).map_err(|_| run.stderr)?;
+            let well = report["missing"] == 0 && report["under_replicated"] == 0 && report["corrupt"] == 0;
+            if well { Ok(()) } else { Err(report.to_string()) }
+        });
+        self.fault();
+    }
+
     /// Stops a process with SIGSTOP, and sees it stopped.
     pub fn pause(&mut self, node: usize) {
         let process = self.cluster.datanodes[node].process;

@@ -8,7 +8,7 @@ use super::content::Content;
 ///
 /// ```text
 ///  Pending --closed--> Acked --delete--> Leaving --answered--> Gone
-///     |                  |  `--rename--> Moving --answered--> Acked (other name)
+///     |  `----append-----'|  `--rename--> Moving --answered--> Acked (other name)
 ///     `--failed--> Cut --delete--> Leaving
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,6 +125,17 @@ impl Ledger {
         Some((*path).clone())
     }
 
+    /// Takes a closed file below `prefix` that nobody reads, to append so many bytes: until that is answered it may hold any part of them.
+    /// Returns what it shall hold, and what it holds.
+    pub fn grow(&mut self, prefix: &str, choose: impl FnOnce(u64) -> u64, more: u64) -> Option<(String, Content, u64)> {
+        let path = self.take(prefix, choose, |_| Fate::Pending)?;
+        let entry = self.entries.get_mut(&path)?;
+        let before = entry.content.length;
+        entry.content.length += more;
+        entry.whole = false;
+        Some((path, entry.content, before))
+    }
+
     /// Closed files below `prefix`.
     pub fn acked_below(&self, prefix: &str) -> usize {
         self.entries.iter().filter(|(path, entry)| path.starts_with(prefix) && entry.fate == Fate::Acked).count()
@@ -151,6 +162,12 @@ mod tests {
         assert!(ledger.take("/a/", |_| 0, |_| Fate::Leaving).is_none());
         ledger.unpin(&path);
         assert!(ledger.take("/b/", |_| 0, |_| Fate::Leaving).is_none());
+        let (grown, content, before) = ledger.grow("/a/", |_| 0, 5).unwrap();
+        assert_eq!((grown.as_str(), content.length, before), ("/a/1", 15, 10));
+        let entry = ledger.get("/a/1").unwrap();
+        assert!(!entry.whole && entry.promised == 10 && entry.fate == Fate::Pending);
+        ledger.set("/a/1", Fate::Acked);
+        assert_eq!(ledger.get("/a/1").map(|entry| entry.promised), Some(15));
         let taken = ledger.take("/a/", |_| 0, |path| Fate::Moving { to: format!("{path}x") }).unwrap();
         ledger.moved(&taken, "/a/1x");
         let fates: Vec<(String, Fate)> = ledger.entries().into_iter().map(|(path, entry)| (path, entry.fate)).collect();

@@ -78,10 +78,12 @@ impl Load {
 /// What a load has seen so far.
 #[derive(Clone, Default, Debug, serde::Serialize)]
 pub struct Tally {
-    /// Files closed.
+    /// Files closed, appended ones once more.
     pub files_written: u64,
     /// Files, or parts of them, read and found right.
     pub reads: u64,
+    /// Of these, written by appending to a closed file.
+    pub appends: u64,
     /// Renames answered.
     pub renames: u64,
     /// Deletions answered.

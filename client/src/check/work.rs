@@ -8,7 +8,7 @@ use cairn_common::entropy::Entropy;
 use super::content::Content;
 use super::ledger::{Entry, Fate};
 use super::{Books, Shared, may_be_absent, name};
-use crate::fs::{CreateOptions, Error, ErrorKind, FileSystem, RenameMode, Result};
+use crate::fs::{AppendOptions, CreateOptions, Error, ErrorKind, FileSystem, FileWriter, RenameMode, Result};
 
 /// A piece that a writer hands over, or a reader asks for.
 const PIECE: u64 = 100_000;
@@ -42,10 +42,11 @@ impl Worker {
         let prefix = format!("{}/", self.name);
         while !self.shared.stopping() {
             let many = self.shared.books().ledger.acked_below(&prefix) >= self.shared.load.files_per_writer;
-            match self.random.below(10) {
+            match self.random.below(12) {
                 _ if many => self.delete(&prefix).await,
                 0 => self.delete(&prefix).await,
                 1 => self.rename(&prefix, number).await,
+                2 | 3 => self.append(&prefix).await,
                 _ => {
                     number += 1;
                     self.write(&format!("{prefix}f{number}")).await;
@@ -103,26 +104,40 @@ impl Worker {
 
     async fn write(&self, path: &str) {
         let random = &self.random;
-        // Small files are as many as large ones, and none is empty now and then.
-        let scale = [1, 100, 10_000, self.shared.load.max_file_bytes, self.shared.load.max_file_bytes];
-        let most = scale[random.below(5) as usize].min(self.shared.load.max_file_bytes);
-        let content = Content { seed: random.next_u64(), length: random.below(most + 1) };
+        // Small files are as many as large ones, and one is empty now and then.
+        let most = self.shared.load.max_file_bytes;
+        let scale = [1, 100, 10_000, most, most][random.below(5) as usize].min(most);
+        let content = Content { seed: random.next_u64(), length: random.below(scale + 1) };
         self.shared.books().ledger.begin(path, content);
-        let done = self.within(format!("write {path}"), self.write_file(path, content)).await;
-        if done.is_some() {
+        let written = self.within(format!("write {path}"), self.write_file(path, content)).await;
+        self.settle_write(path, content.length, written.is_some()).await;
+    }
+
+    async fn append(&self, prefix: &str) {
+        let more = self.random.below(self.shared.load.max_file_bytes / 4 + 1);
+        let grown = self.shared.books().ledger.grow(prefix, |count| self.random.below(count), more);
+        let Some((path, content, before)) = grown else { return };
+        let appended = self.within(format!("append to {path}"), self.append_file(&path, content, before)).await;
+        if appended.is_some() {
+            self.shared.books().tally.appends += 1;
+        }
+        self.settle_write(&path, more, appended.is_some()).await;
+    }
+
+    /// A write (or an append) was answered, or was not.
+    async fn settle_write(&self, path: &str, bytes: u64, closed: bool) {
+        if closed {
             let mut books = self.shared.books();
             books.ledger.set(path, Fate::Acked);
             books.tally.files_written += 1;
-            books.tally.bytes_written += content.length;
+            books.tally.bytes_written += bytes;
             return;
         }
         // The name stays open in the hands of this client: what was promised must be in it, then it goes.
         self.shared.books().ledger.set(path, Fate::Cut);
         let entry = self.shared.books().ledger.get(path);
-        if let Some(entry) = entry
-            && let Some(found) = self.within(format!("read {path} after a failed write"), self.read(path, &entry)).await
-        {
-            self.note(path, &entry, found);
+        if let Some(entry) = entry {
+            self.check(path, &entry).await;
         }
         self.shared.books().ledger.set(path, Fate::Leaving);
         self.finish_delete(path).await;
@@ -136,8 +151,16 @@ impl Worker {
             compress: self.random.below(4) > 0,
             ..Default::default()
         };
-        let mut out = self.fs.create(path, options).await?;
-        let mut at = 0;
+        let out = self.fs.create(path, options).await?;
+        self.fill(path, out, content, 0).await
+    }
+
+    async fn append_file(&self, path: &str, content: Content, from: u64) -> Result<()> {
+        let out = self.fs.append(path, AppendOptions::default()).await?;
+        self.fill(path, out, content, from).await
+    }
+
+    async fn fill(&self, path: &str, mut out: FileWriter, content: Content, mut at: u64) -> Result<()> {
         while at < content.length {
             let end = content.length.min(at + 1 + self.random.below(2 * PIECE));
             out.write(&content.bytes(at..end)).await?;
