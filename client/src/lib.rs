@@ -9,3 +9,9 @@ pub mod check;
 pub mod fs;
 pub mod job;
 pub mod mapreduce;
+
+/// Doors for the fuzz targets in `tests/`, into what is private otherwise; not part of the library.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::fs::glob_matches;
+}

@@ -413,10 +413,12 @@ pub fn parse_name(name: &str) -> Option<(BlockId, Generation, Option<u64>)> {
     let id = BlockId(parts.next()?.parse().ok()?);
     let generation = Generation(parts.next()?.parse().ok()?);
     let length = if finalized { Some(parts.next()?.parse().ok()?) } else { None };
-    if parts.next().is_some() {
-        return None;
-    }
-    Some((id, generation, length))
+    let written = match length {
+        Some(length) => finalized_name(id, generation, length),
+        None => unfinalized_name(id, generation),
+    };
+    // Else "+7_007" would be another name of the same replica, which nothing that computes names would ever find.
+    (written == name).then_some((id, generation, length))
 }
 
 #[cfg(test)]
@@ -468,7 +470,7 @@ mod tests {
     fn names() {
         assert_eq!(parse_name(&finalized_name(BLOCK, Generation(3), 9)), Some((BLOCK, Generation(3), Some(9))));
         assert_eq!(parse_name(&unfinalized_name(BLOCK, Generation(3))), Some((BLOCK, Generation(3), None)));
-        for bad in ["", "7.blk", "7_3.blk", "a_3_9.blk", "7_3_9_1.blk", "7_3_9.tmp"] {
+        for bad in ["+7_3_9.blk", "7_03.rbw", "", "7.blk", "7_3.blk", "a_3_9.blk", "7_3_9_1.blk", "7_3_9.tmp"] {
             assert_eq!(parse_name(bad), None, "{bad}");
         }
     }

@@ -94,6 +94,10 @@ impl Unit {
         if header_crc(block, &bytes[..28]) != crc {
             return Err(FrameError::HeaderChecksum);
         }
+        // Whoever gives these bytes a meaning must be understood, not ignored.
+        if bytes[1..16].iter().chain(&bytes[24..28]).any(|&byte| byte != 0) {
+            return Err(FrameError::OutOfRange("reserved bytes of a marker"));
+        }
         Ok(Self::Marker(Marker { kind, length: le64(bytes, 16) }))
     }
 }

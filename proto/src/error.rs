@@ -187,6 +187,18 @@ mod grpc {
     /// Key of the binary detail that carries the typed error.
     pub const ERROR_KEY: &str = "cairn-error-bin";
 
+    /// Longest text of an error on gRPC, bytes. Errors travel in HTTP/2 headers, of which a caller takes 16 KiB; the message is there twice, once with
+    /// three characters for most bytes that are not ASCII. Beyond the limit the caller would see a broken connection, and try again for ever.
+    const MAX_TEXT_BYTES: usize = 2_000;
+
+    fn shortened(text: &str) -> String {
+        if text.len() <= MAX_TEXT_BYTES {
+            return text.to_owned();
+        }
+        let end = (0..=MAX_TEXT_BYTES - 3).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        format!("{}…", &text[..end])
+    }
+
     impl From<Error> for Status {
         fn from(error: Error) -> Self {
             let code = match error.kind() {
@@ -199,11 +211,9 @@ mod grpc {
                 ErrorKind::Corrupt => Code::DataLoss,
                 ErrorKind::Internal => Code::Internal,
             };
+            let error = Error { message: shortened(&error.message), subject: shortened(&error.subject), ..error };
             let mut status = Status::new(code, error.message());
-            // Headers have a limit: an over-long message travels in the status alone.
-            if error.message().len() + error.subject().len() < 6_000 {
-                status.metadata_mut().insert_bin(ERROR_KEY, MetadataValue::from_bytes(&error.to_bytes()));
-            }
+            status.metadata_mut().insert_bin(ERROR_KEY, MetadataValue::from_bytes(&error.to_bytes()));
             status
         }
     }
@@ -244,6 +254,20 @@ mod tests {
         assert_eq!(Error::from_wire(error.to_wire()), error);
         #[cfg(feature = "grpc")]
         assert_eq!(Error::from(tonic::Status::from(error.clone())), error);
+    }
+
+    #[test]
+    #[cfg(feature = "grpc")]
+    fn an_over_long_text_keeps_its_code_and_fits_into_headers() {
+        let path = "/é".repeat(2_600);
+        let error = Error::new(ErrorCode::LeaseExpired, format!("no lease on {path}")).with_subject(path);
+        let status = tonic::Status::from(error);
+        let headers = status.clone().into_http::<()>();
+        let bytes: usize = headers.headers().iter().map(|(key, value)| key.as_str().len() + value.len() + 32).sum();
+        assert!(bytes < 15 << 10, "{bytes}");
+        let back = Error::from(status);
+        assert_eq!(back.code(), ErrorCode::LeaseExpired);
+        assert!(back.message().starts_with("no lease on /é") && back.message().ends_with('…'));
     }
 
     #[test]

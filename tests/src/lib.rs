@@ -6,6 +6,7 @@
 //! * [`data`]: seeded bytes and text, checksums
 //! * [`proxy`]: a TCP proxy that cuts, holds, slows and alters what passes; [`wired`]: a cluster with one on every connection
 //! * [`stage`]: a cluster under a load that checks every answer, for the chaos suite
+//! * [`fuzz`]: targets for fuzzing, and their short seeded run
 //! * [`wait`]: conditions with a deadline, in the place of sleeps
 //!
 //! A test names the behaviour that it shows. All clusters of one machine can run at once: each takes a range of ports of its own.
@@ -20,6 +21,7 @@
 pub mod binary;
 pub mod cluster;
 pub mod data;
+pub mod fuzz;
 pub mod ports;
 pub mod process;
 pub mod proxy;

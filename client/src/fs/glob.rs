@@ -12,6 +12,8 @@ use super::{FileKind, FileStatus, FileSystem};
 
 /// A pattern may stand for so many alternatives, no more.
 const MAX_ALTERNATIVES: usize = 4_096;
+/// Longest pattern: what it stands for is held in memory, so its length counts once for each alternative.
+const MAX_PATTERN_BYTES: usize = 2 * cairn_proto::path::MAX_PATH_BYTES;
 
 /// One component without alternatives.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -134,15 +136,19 @@ fn parse_set(pattern: &str, chars: &mut std::str::Chars<'_>) -> Result<Token> {
 
 /// Replaces the first group of alternatives by each of them, until there is none.
 fn expand_braces(pattern: &str) -> Result<Vec<String>> {
+    if pattern.len() > MAX_PATTERN_BYTES {
+        let shown: String = pattern.chars().take(120).collect();
+        return Err(invalid(&shown, &format!("{} bytes are more than {MAX_PATTERN_BYTES}", pattern.len())));
+    }
     let mut done = Vec::new();
     let mut open = vec![pattern.to_owned()];
     while let Some(text) = open.pop() {
-        if done.len() + open.len() > MAX_ALTERNATIVES {
-            return Err(invalid(pattern, &format!("it stands for more than {MAX_ALTERNATIVES} alternatives")));
-        }
         match first_group(pattern, &text)? {
             None => done.push(text),
             Some((from, to, alternatives)) => {
+                if done.len() + open.len() + alternatives.len() > MAX_ALTERNATIVES {
+                    return Err(invalid(pattern, &format!("it stands for more than {MAX_ALTERNATIVES} alternatives")));
+                }
                 let expanded = alternatives.iter().map(|one| format!("{}{one}{}", &text[..from], &text[to..]));
                 open.extend(expanded);
             }
@@ -192,6 +198,16 @@ fn components_of(pattern: &str, text: &str) -> Result<Vec<Component>> {
     }
     let parts = text.split('/').filter(|part| !part.is_empty());
     parts.map(|part| Component::parse(pattern, part)).collect()
+}
+
+/// Whether a component of an alternative of `pattern` matches `name`. For fuzzing.
+pub fn matches(pattern: &str, name: &str) -> Result<bool> {
+    for text in expand_braces(pattern)? {
+        if components_of(pattern, &text)?.iter().any(|part| part.matches(name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Finds what matches `pattern`.

@@ -57,6 +57,8 @@ pub use cairn_proto::pb::{
 };
 pub use cairn_proto::{Error, ErrorCode, ErrorKind, Result};
 pub use datanode::FileChecksum;
+#[doc(hidden)]
+pub use glob::matches as glob_matches;
 pub use reader::FileReader;
 pub use settings::{AppendOptions, ClientSettings, CreateOptions};
 pub use walk::{ListPages, Walk};

@@ -147,7 +147,16 @@ pub fn read_index(file: &dyn File, path: &Path) -> Result<Vec<PartitionEntry>> {
     let mut index = vec![0; footer.partitions as usize * INDEX_ENTRY_BYTES];
     file.read_exact_at(&mut index, footer.index_offset).map_err(unread)?;
     let (entries, _) = index.as_chunks::<INDEX_ENTRY_BYTES>();
-    entries.iter().zip(0..).map(|(entry, number)| PartitionEntry::decode(entry, number).map_err(named)).collect()
+    let inside =
+        |entry: &PartitionEntry| entry.offset.checked_add(entry.stored).is_some_and(|end| end <= footer.index_offset);
+    let decode = |(entry, number): (&[u8; INDEX_ENTRY_BYTES], u32)| {
+        let entry = PartitionEntry::decode(entry, number)?;
+        if inside(&entry) {
+            return Ok(entry);
+        }
+        Err(Error::new(ErrorCode::Corrupt, format!("partition {number} lies outside of its file")))
+    };
+    entries.iter().zip(0..).map(|found| decode(found).map_err(named)).collect()
 }
 
 /// Where the bytes of a run come from.

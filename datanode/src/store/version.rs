@@ -77,7 +77,8 @@ impl Version {
 
     /// Writes it durably.
     pub fn write(&self, fs: &dyn Fs, dir: &Path) -> Result<()> {
-        let quoted = |text: &str| serde_json::Value::String(text.to_owned()).to_string();
+        // JSON's way to write a text is TOML's too, but for one control character that JSON takes as it is.
+        let quoted = |text: &str| serde_json::Value::String(text.to_owned()).to_string().replace('\u{7f}', "\\u007f");
         let text = format!(
             "role = \"datanode\"\nlayout = {}\ncluster_id = {}\npool_id = {}\nnode_id = {}\nstorage_id = {}\nepoch = {}\n",
             self.layout,

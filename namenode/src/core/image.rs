@@ -201,12 +201,12 @@ impl Core {
     ) -> Result<(), String> {
         let number = reader.number()?;
         let base = number.checked_mul(PAGE_RECORDS).ok_or("a page number is out of range")?;
-        let mut slot = 0;
+        let mut slot = 0u64;
         for _ in 0..reader.number()? {
-            slot += reader.number()?;
-            if slot >= PAGE_RECORDS {
-                return Err(format!("page {number} holds more than {PAGE_RECORDS} records"));
-            }
+            slot = slot
+                .checked_add(reader.number()?)
+                .filter(|slot| *slot < PAGE_RECORDS)
+                .ok_or_else(|| format!("page {number} holds more than {PAGE_RECORDS} records"))?;
             take(self, base + slot, reader)?;
             slot += 1;
         }

@@ -107,6 +107,9 @@ impl Version {
             return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(parent(path).display().to_string()));
         }
         let layout = table.get("layout").and_then(toml::Value::as_integer).ok_or_else(|| bad("no layout".into()))?;
+        if layout < 1 {
+            return Err(bad(format!("there is no layout {layout}")));
+        }
         if layout > i64::from(LAYOUT) {
             let text = format!(
                 "{} has layout version {layout}, this program knows up to {LAYOUT}: run a newer release",
@@ -114,7 +117,10 @@ impl Version {
             );
             return Err(Error::new(ErrorCode::UnsupportedVersion, text));
         }
-        let need = |key: &str| string(key).filter(|text| !text.is_empty()).ok_or_else(|| bad(format!("no {key}")));
+        // Ids are UUIDs; what could not be written back as it was read is no id.
+        let is_id =
+            |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+        let need = |key: &str| string(key).filter(|text| is_id(text)).ok_or_else(|| bad(format!("no {key}")));
         let epoch = table.get("epoch").and_then(toml::Value::as_integer).and_then(|epoch| u64::try_from(epoch).ok());
         let set = table.get("set").and_then(toml::Value::as_array).ok_or_else(|| bad("no set".into()))?;
         Ok(Self {
@@ -128,7 +134,10 @@ impl Version {
                 other => return Err(bad(format!("unknown state \"{other}\""))),
             },
             dir_id: need("dir_id")?,
-            set: set.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect(),
+            set: set
+                .iter()
+                .map(|id| id.as_str().filter(|id| is_id(id)).map(str::to_owned).ok_or_else(|| bad("a bad set".into())))
+                .collect::<Result<_>>()?,
         })
     }
 }
