@@ -1,5 +1,7 @@
 //! The namenode's core: edits that a log could hold, requests that a client or datanode could send, pages of an image.
 
+#![allow(clippy::needless_update, reason = "messages get new fields, which the recipes then leave alone")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_namenode::core::{
@@ -116,6 +118,7 @@ impl Known {
                 owner: text(input),
                 group: text(input),
                 permission: input.number() as u32,
+                ..Default::default()
             }),
             1 | 2 => Kind::Create(pb::EditCreate {
                 inode: Self::fresh(input, self.inode),
@@ -128,30 +131,50 @@ impl Known {
                 block_size: if input.flag() { 1 << 20 } else { input.number() },
                 client_name: pick(input, &["w1", "w2", ""]),
                 replaces: if input.flag() { 0 } else { self.inode(input) },
+                ..Default::default()
             }),
             3 | 4 => Kind::AddBlock(pb::EditAddBlock {
                 inode: self.inode(input),
                 block_id: Self::fresh(input, self.block) as i64,
                 generation: Self::fresh(input, self.generation),
                 index: input.byte() as u32 % 4,
+                ..Default::default()
             }),
-            5 => Kind::AbandonBlock(pb::EditAbandonBlock { inode: self.inode(input), block_id: self.block(input) }),
+            5 => Kind::AbandonBlock(pb::EditAbandonBlock {
+                inode: self.inode(input),
+                block_id: self.block(input),
+                ..Default::default()
+            }),
             6 => Kind::UpdateBlock(pb::EditUpdateBlock {
                 inode: self.inode(input),
                 block_id: self.block(input),
                 generation: self.generation(input),
                 length: input.number(),
+                ..Default::default()
             }),
-            7 => Kind::CommitBlocks(pb::EditCommitBlocks { inode: self.inode(input), blocks: self.lengths(input) }),
-            8 => Kind::Close(pb::EditClose { inode: self.inode(input), blocks: self.lengths(input) }),
+            7 => Kind::CommitBlocks(pb::EditCommitBlocks {
+                inode: self.inode(input),
+                blocks: self.lengths(input),
+                ..Default::default()
+            }),
+            8 => Kind::Close(pb::EditClose {
+                inode: self.inode(input),
+                blocks: self.lengths(input),
+                ..Default::default()
+            }),
             9 => Kind::Rename(pb::EditRename {
                 inode: self.inode(input),
                 from_parent: self.inode(input),
                 to_parent: self.inode(input),
                 to_name: name(input),
                 replaces: if input.flag() { 0 } else { self.inode(input) },
+                ..Default::default()
             }),
-            10 => Kind::Delete(pb::EditDelete { inode: self.inode(input), parent: self.inode(input) }),
+            10 => Kind::Delete(pb::EditDelete {
+                inode: self.inode(input),
+                parent: self.inode(input),
+                ..Default::default()
+            }),
             11 => Kind::SetAttributes(pb::EditSetAttributes {
                 inode: self.inode(input),
                 permission: input.flag().then(|| input.number() as u32),
@@ -160,13 +183,23 @@ impl Known {
                 modified_ms: input.flag().then(|| input.number()),
                 accessed_ms: input.flag().then(|| input.number()),
                 replication: input.flag().then(|| input.number() as u32),
+                ..Default::default()
             }),
-            12 => Kind::Lease(pb::EditLease { inode: self.inode(input), holder: pick(input, &["w3", ""]) }),
-            15 => Kind::Append(pb::EditAppend { inode: self.inode(input), holder: pick(input, &["w1", ""]) }),
+            12 => Kind::Lease(pb::EditLease {
+                inode: self.inode(input),
+                holder: pick(input, &["w3", ""]),
+                ..Default::default()
+            }),
+            15 => Kind::Append(pb::EditAppend {
+                inode: self.inode(input),
+                holder: pick(input, &["w1", ""]),
+                ..Default::default()
+            }),
             16 => Kind::RenewBlock(pb::EditRenewBlock {
                 inode: self.inode(input),
                 block_id: self.block(input),
                 generation: Self::fresh(input, self.generation),
+                ..Default::default()
             }),
             13 => Kind::RegisterNode(pb::EditRegisterNode {
                 node_id: pick(input, &NODES),
@@ -182,7 +215,7 @@ impl Known {
                 ..Default::default()
             }),
             _ => match input.byte() % 3 {
-                0 => Kind::Epoch(pb::EditEpoch { epoch: Self::fresh(input, self.epoch) }),
+                0 => Kind::Epoch(pb::EditEpoch { epoch: Self::fresh(input, self.epoch), ..Default::default() }),
                 1 => Kind::AllocateGeneration(pb::EditAllocateGeneration {
                     inode: self.inode(input),
                     block_id: self.block(input),
@@ -380,6 +413,7 @@ impl Cluster {
                 call_id: u64::from(input.byte() % 16),
                 lowest_unanswered: if client < 200 { 0 } else { input.number() },
                 seen_txid: if client < 240 { 0 } else { input.number() },
+                ..Default::default()
             }),
         };
         let writer = |input: &mut Input<'_>| pick(input, &["w1", "w1", "w1", "w2", ""]);
@@ -393,6 +427,7 @@ impl Cluster {
                 overwrite: input.flag(),
                 create_parents: input.flag(),
                 client_name: writer(input),
+                ..Default::default()
             }
             .into(),
             2 | 3 => pb::AddBlockRequest {
@@ -403,6 +438,7 @@ impl Cluster {
                 exclude_nodes: (0..input.byte() % 3).map(|_| pick(input, &NODES)).collect(),
                 block_index: u32::from(input.byte() % 4),
                 local_node: pick(input, &NODES),
+                ..Default::default()
             }
             .into(),
             4 => pb::AbandonBlockRequest {
@@ -410,6 +446,7 @@ impl Cluster {
                 inode: self.inode(input),
                 client_name: writer(input),
                 block: self.block(input),
+                ..Default::default()
             }
             .into(),
             5 => pb::NewGenerationRequest {
@@ -417,6 +454,7 @@ impl Cluster {
                 inode: self.inode(input),
                 client_name: writer(input),
                 block: self.block(input),
+                ..Default::default()
             }
             .into(),
             6 => pb::UpdatePipelineRequest {
@@ -431,6 +469,7 @@ impl Cluster {
                         storage_id: pick(input, &["n0-s", "n1-s", "x"]),
                     })
                     .collect(),
+                ..Default::default()
             }
             .into(),
             7 => pb::CompleteRequest {
@@ -438,32 +477,46 @@ impl Cluster {
                 inode: self.inode(input),
                 client_name: writer(input),
                 committed: self.committed(input),
+                ..Default::default()
             }
             .into(),
-            8 => pb::RenewLeaseRequest { client_name: writer(input) }.into(),
-            9 => pb::GetStatusRequest { path: path(input) }.into(),
+            8 => pb::RenewLeaseRequest { client_name: writer(input), ..Default::default() }.into(),
+            9 => pb::GetStatusRequest { path: path(input), ..Default::default() }.into(),
             10 => pb::ListRequest {
                 path: path(input),
                 start_after: input.pick(&[&b""[..], b"a", b"\xff", b"b"]).to_vec().into(),
                 limit: input.number() as u32,
                 with_locations: input.flag(),
+                ..Default::default()
             }
             .into(),
             11 => pb::GetBlockLocationsRequest { path: path(input), offset: input.number(), length: input.number() }
                 .into(),
-            12 => pb::ContentSummaryRequest { path: path(input) }.into(),
+            12 => pb::ContentSummaryRequest { path: path(input), ..Default::default() }.into(),
             13 => pb::MkdirsRequest {
                 call,
                 path: path(input),
                 permission: input.number() as u32,
                 create_parents: input.flag(),
+                ..Default::default()
             }
             .into(),
-            14 | 15 => {
-                pb::RenameRequest { call, from: path(input), to: path(input), mode: input.number() as i32 }.into()
+            14 | 15 => pb::RenameRequest {
+                call,
+                from: path(input),
+                to: path(input),
+                mode: input.number() as i32,
+                ..Default::default()
             }
-            16 => pb::DeleteRequest { call, path: path(input), recursive: input.flag() }.into(),
-            17 => pb::SetPermissionRequest { call, path: path(input), permission: input.number() as u32 }.into(),
+            .into(),
+            16 => pb::DeleteRequest { call, path: path(input), recursive: input.flag(), ..Default::default() }.into(),
+            17 => pb::SetPermissionRequest {
+                call,
+                path: path(input),
+                permission: input.number() as u32,
+                ..Default::default()
+            }
+            .into(),
             18 => {
                 pb::SetOwnerRequest { call, path: path(input), owner: pick(input, &USERS), group: pick(input, &USERS) }
                     .into()
@@ -473,19 +526,29 @@ impl Cluster {
                 path: path(input),
                 modified_ms: input.flag().then(|| input.number()),
                 accessed_ms: input.flag().then(|| input.number()),
+                ..Default::default()
             }
             .into(),
-            20 => pb::SetReplicationRequest { call, path: path(input), replication: input.number() as u32 }.into(),
+            20 => pb::SetReplicationRequest {
+                call,
+                path: path(input),
+                replication: input.number() as u32,
+                ..Default::default()
+            }
+            .into(),
             21 => pb::ReportBadReplicaRequest {
                 block: self.block(input),
                 node_id: pick(input, &NODES),
                 storage_id: pick(input, &["n0-s", "", "x"]),
                 reason: path(input),
+                ..Default::default()
             }
             .into(),
-            22 => pb::SafeModeRequest { action: input.number() as i32 }.into(),
-            23 => pb::AppendRequest { call, path: path(input), client_name: writer(input) }.into(),
-            24 => pb::RecoverLeaseRequest { path: path(input), only_of: writer(input) }.into(),
+            22 => pb::SafeModeRequest { action: input.number() as i32, ..Default::default() }.into(),
+            23 => {
+                pb::AppendRequest { call, path: path(input), client_name: writer(input), ..Default::default() }.into()
+            }
+            24 => pb::RecoverLeaseRequest { path: path(input), only_of: writer(input), ..Default::default() }.into(),
             _ => match input.flag() {
                 true => pb::ClusterReportRequest {}.into(),
                 false => pb::GetServerDefaultsRequest {}.into(),
@@ -589,12 +652,14 @@ impl Cluster {
                 replicas: (0..input.byte() % 4).map(|_| self.replica(input)).collect(),
                 last_of_storage: input.flag(),
                 last_of_report: input.flag(),
+                ..Default::default()
             }),
             _ => Report::Recovered(pb::BlockRecovered {
                 block: self.block(input),
                 new_generation: self.blocks.last().map_or(0, |block| block.generation),
                 length: input.number(),
                 storage_ids: (0..input.byte() % 4).map(|_| pick(input, &["n0-s", "n1-s", "x"])).collect(),
+                ..Default::default()
             }),
         };
         let report = if input.byte() < 250 { Some(report) } else { None };
