@@ -192,3 +192,171 @@ fn a_writer_that_dies_before_its_first_byte_is_found_out_at_once() {
     assert_eq!(run["closed"], true);
     assert_eq!(cluster.cat("/f"), b"old");
 }
+
+#[test]
+fn truncate_cuts_bit_for_bit_wherever_the_cut_falls() {
+    let mut cluster = Cluster::small();
+    // Text is compressed: most cuts fall inside a frame that has to be decoded.
+    let bytes = data::text(5, 4 * BLOCK + 77, 9_000)[..4 * BLOCK + 77].to_vec();
+    cluster.put("/f", &bytes, &[]);
+    let lengths = [4 * BLOCK + 76, 4 * BLOCK, 3 * BLOCK + 300_001, 3 * BLOCK + 256 * 1024, 2 * BLOCK, BLOCK + 1, 5, 0];
+    for length in lengths {
+        let run = cluster.json(&["truncate", "/f", &length.to_string()]);
+        assert_eq!((run["done"].as_bool(), run["length"].as_u64()), (Some(true), Some(length as u64)));
+        assert_eq!(cluster.json(&["stat", "/f"])["length"], length);
+        assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes[..length]), "cut to {length}");
+        if length == 3 * BLOCK + 300_001 {
+            cluster.wait_healthy(Duration::from_secs(30));
+            cluster.kill_everything();
+            cluster.start_again();
+            cluster.wait_serving(Duration::from_secs(30));
+            assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes[..length]), "after a restart of everything");
+            let run = cluster.cairn(&["truncate", "/f", &bytes.len().to_string()]);
+            assert_eq!(run.code, 1);
+            assert!(run.stderr.contains("Cannot truncate to a larger file size"), "{}", run.stderr);
+            let run = cluster.cairn(&["truncate", "/", "1"]);
+            assert!(run.code == 1 && run.stderr.contains("not a file"), "{}", run.stderr);
+        }
+    }
+    cluster.cairn_with(&["append", "-", "/f"], b"anew").ok();
+    assert_eq!(cluster.cat("/f"), b"anew");
+    // Nothing of what was cut off stays on the disks.
+    wait_until("the cut blocks are gone", Duration::from_secs(40), || {
+        (0..3).map(|node| cluster.block_files(node).len()).sum::<usize>() == 3
+    });
+}
+
+#[test]
+fn a_datanode_that_was_away_during_a_cut_does_not_bring_the_old_bytes_back() {
+    let mut cluster = Cluster::small();
+    let bytes = data::random(6, BLOCK);
+    cluster.put("/f", &bytes, &[]);
+    let away = cluster.datanode(&cluster.blocks("/f")[0]["replicas"][0]);
+    cluster.kill_datanode(away);
+    cluster.cairn(&["truncate", "/f", "700000"]).ok();
+    cluster.cairn_with(&["append", "-", "/f"], b"behind the cut").ok();
+    let whole = [&bytes[..700_000], b"behind the cut"].concat();
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+    cluster.restart_datanode(away);
+    cluster.wait_healthy(Duration::from_secs(40));
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+    let replicas = cluster.blocks("/f")[0]["replicas"].as_array().unwrap().len();
+    assert_eq!(replicas, 3, "the old replica was replaced by a copy of the new one");
+}
+
+#[test]
+fn concat_joins_files_without_moving_bytes() {
+    let cluster = Cluster::small();
+    let parts: Vec<Vec<u8>> = (0..4).map(|k| data::random(20 + k, 500_000 + k as usize * 400_000)).collect();
+    cluster.cairn(&["mkdir", "/d"]).ok();
+    for (k, part) in parts.iter().enumerate() {
+        cluster.put(&format!("/d/p{k}"), part, &[]);
+    }
+    let before: usize = (0..3).map(|node| cluster.block_files(node).len()).sum();
+    cluster.cairn(&["concat", "/d/p0", "/d/p1", "/d/p3", "/d/p2"]).ok();
+    let whole = [&parts[0][..], &parts[1], &parts[3], &parts[2]].concat();
+    assert_eq!(sha256(&cluster.cat("/d/p0")), sha256(&whole));
+    assert_eq!(cluster.cairn(&["ls", "/d"]).ok().lines().filter(|line| line.contains("/d/p")).count(), 1);
+    assert_eq!((0..3).map(|node| cluster.block_files(node).len()).sum::<usize>(), before, "the very same files");
+    let run = cluster.cairn(&["concat", "/d/p0", "/d/p1"]);
+    assert!(run.code == 1 && run.stderr.contains("/d/p1"), "{}", run.stderr);
+    let run = cluster.cairn(&["concat", "/d/p0", "/d/p0"]);
+    assert!(run.code == 1 && run.stderr.contains("the same with the target"), "{}", run.stderr);
+    // Random access across the seams.
+    let tail = cluster.cairn(&["tail", "-c", "2000000", "/d/p0"]).ok_bytes();
+    assert_eq!(sha256(&tail), sha256(&whole[whole.len() - 2_000_000..]));
+    assert_eq!(cluster.fsck(&["/"])["status"], "healthy");
+}
+
+/// `cairn tail -f` with its output gathered as it comes.
+struct Follower {
+    child: Child,
+    seen: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+}
+
+impl Follower {
+    fn start(cluster: &Cluster, path: &str) -> Self {
+        let mut child = spawn(cluster, &["tail", "-f", "-c", "100m", path]);
+        let mut stdout = child.stdout.take().unwrap();
+        let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let to = std::sync::Arc::clone(&seen);
+        std::thread::spawn(move || {
+            let mut piece = [0; 65_536];
+            while let Ok(count) = std::io::Read::read(&mut stdout, &mut piece) {
+                if count == 0 {
+                    return;
+                }
+                to.lock().unwrap().extend_from_slice(&piece[..count]);
+            }
+        });
+        Self { child, seen }
+    }
+
+    fn wait_for(&self, expected: &[u8], what: &str) {
+        wait_until(what, Duration::from_secs(60), || self.seen.lock().unwrap().len() >= expected.len());
+        assert_eq!(sha256(&self.seen.lock().unwrap()), sha256(expected), "{what}");
+    }
+
+    fn end(self, expected: &[u8]) -> cairn_tests::Run {
+        let run = cairn_tests::Run::of_child("tail -f", self.child, Duration::from_secs(30));
+        assert_eq!(sha256(&self.seen.lock().unwrap()), sha256(expected));
+        run
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_sees_what_was_flushed_through_blocks_pipelines_and_appends() {
+    let mut cluster = Cluster::start(cairn_tests::ClusterOptions::new(4, 2));
+    let fs = connect(&cluster).await;
+    let bytes = data::random(31, 4 * BLOCK);
+    let options = cairn_client::fs::CreateOptions { block_size: BLOCK as u64, ..Default::default() };
+    let mut writer = fs.create("/log", options).await.unwrap();
+    writer.write(&bytes[..1_000]).await.unwrap();
+    writer.flush().await.unwrap();
+    let follower = Follower::start(&cluster, "/log");
+    follower.wait_for(&bytes[..1_000], "what was flushed before");
+    let mut at = 1_000;
+    for (k, step) in [1, 400_000, 900_000, 70_000].into_iter().enumerate() {
+        writer.write(&bytes[at..at + step]).await.unwrap();
+        writer.flush().await.unwrap();
+        at += step;
+        follower.wait_for(&bytes[..at], &format!("flush {k}"));
+    }
+    // One node of the open block's pipeline dies: the writer goes on without it, and so does the follower.
+    let open = fs.block_locations("/log", 0, 0).await.unwrap().pop().unwrap();
+    assert!(!open.complete);
+    let victim = cluster.datanodes.iter().position(|node| node.addr == open.replicas[0].address).unwrap();
+    cluster.kill_datanode(victim);
+    for step in [100_000, 700_000, 600_000] {
+        writer.write(&bytes[at..at + step]).await.unwrap();
+        writer.flush().await.unwrap();
+        at += step;
+        follower.wait_for(&bytes[..at], "a flush after a node of the pipeline died");
+    }
+    writer.close().await.unwrap();
+    // Closed, and opened again.
+    let mut writer = fs.append("/log", AppendOptions::default()).await.unwrap();
+    writer.write(&bytes[at..at + 50_000]).await.unwrap();
+    writer.close().await.unwrap();
+    at += 50_000;
+    follower.wait_for(&bytes[..at], "what was appended");
+    fs.delete("/log", false).await.unwrap();
+    let run = follower.end(&bytes[..at]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("/log was deleted or renamed: nothing more will come"), "{}", run.stderr);
+}
+
+#[test]
+fn a_follower_ends_when_it_is_interrupted() {
+    let cluster = Cluster::small();
+    cluster.put("/f", b"some", &[]);
+    let follower = Follower::start(&cluster, "/f");
+    follower.wait_for(b"some", "what is there");
+    cluster.cairn_with(&["append", "-", "/f"], b" more").ok();
+    follower.wait_for(b"some more", "what was appended");
+    cluster.cairn(&["truncate", "/f", "4"]).ok();
+    cluster.cairn_with(&["append", "-", "/f"], b"!").ok();
+    Process::of(follower.child.id()).unwrap().signal(libc::SIGINT);
+    let run = cairn_tests::Run::of_child("tail -f", follower.child, Duration::from_secs(20));
+    assert_eq!(run.code, 130);
+}

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cairn_client::fs::{AppendOptions, CreateOptions, ErrorCode, FileSystem, FileWriter};
 
-use crate::args::{AppendArgs, CodecArg, cluster_path};
-use crate::context::Context;
+use crate::args::{AppendArgs, CodecArg, ConcatArgs, TruncateArgs, cluster_path};
+use crate::context::{Context, expand_one};
 use crate::output::{Failure, Outcome, failure};
 use crate::progress::Progress;
 use crate::stream::{LocalInput, Source, default_options, local_error};
@@ -81,6 +81,39 @@ async fn open_target(fs: &FileSystem, path: &str, codec: Option<CodecArg>) -> Ou
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// `truncate`
+pub async fn truncate(context: &mut Context, args: &TruncateArgs) -> Outcome {
+    let fs = context.connect().await?;
+    let path = expand_one(&fs, &args.path).await?.path;
+    let answer = fs.truncate(&path, args.length).await?;
+    let inode = answer.status.as_ref().map_or(0, |status| status.inode);
+    let mut done = answer.done;
+    while !done && !args.no_wait {
+        context.env.clock.sleep(LOOK_EVERY).await;
+        let status = fs.status(&path).await?;
+        if status.inode != inode {
+            let text = format!("{path} was replaced by another file while its datanodes cut it");
+            return Err(failure(ErrorCode::FileNotFound, text));
+        }
+        done = !status.open;
+    }
+    if context.out.json {
+        return context.out.json(&serde_json::json!({"path": path, "length": args.length, "done": done}));
+    }
+    let rest = if done { "" } else { "; its datanodes are still cutting, until then it cannot be written" };
+    context.out.line(format!("{path} has {} bytes{rest}", args.length))
+}
+
+/// `concat`
+pub async fn concat(context: &mut Context, args: &ConcatArgs) -> Outcome {
+    let fs = context.connect().await?;
+    let status = fs.concat(&args.target, &args.sources).await?;
+    if context.out.json {
+        return context.out.json(&serde_json::json!({"path": args.target, "length": status.length}));
+    }
+    Ok(())
 }
 
 /// `admin recover-lease`

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use cairn_client::fs::{ErrorCode, FileStatus, FileSystem};
+use cairn_client::fs::{Error, ErrorCode, FileReader, FileStatus, FileSystem};
 use cairn_common::Env;
 
-use crate::args::{CatArgs, EndArgs, GetArgs, cluster_path};
+use crate::args::{CatArgs, EndArgs, GetArgs, TailArgs, cluster_path};
 use crate::context::{Context, expand_all, expand_one, in_parallel};
 use crate::names::name_of;
-use crate::output::{Failure, Outcome, failure};
+use crate::output::{Failure, Outcome, complain, failure};
 use crate::progress::Progress;
 use crate::show::is_directory;
 use crate::stream::{Sink, drain, exists_locally, local_error, rename_local, temporary_name};
@@ -18,6 +19,9 @@ use crate::stream::{Sink, drain, exists_locally, local_error, rename_local, temp
 const FILES_AT_ONCE: usize = 4;
 /// One answer of `tail`.
 const TAIL_PIECE: u64 = 1 << 20;
+/// How soon a follower looks again after something came, and how seldom when nothing comes for long.
+const FOLLOW_SOON: Duration = Duration::from_millis(100);
+const FOLLOW_IDLE: Duration = Duration::from_millis(800);
 
 /// What stands at a local path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,24 +206,92 @@ async fn print(context: &Context, fs: &FileSystem, found: &[FileStatus]) -> Outc
     Ok(())
 }
 
-/// `head` and `tail`.
-pub async fn end(context: &mut Context, args: &EndArgs, from_the_end: bool) -> Outcome {
+/// `head`
+pub async fn head(context: &mut Context, args: &EndArgs) -> Outcome {
+    let reader = open_one(context, args).await?;
+    let (mut at, end) = (0, args.bytes.min(reader.length()));
+    copy(context, &reader, &mut at, end).await
+}
+
+/// `tail`
+pub async fn tail(context: &mut Context, args: &TailArgs) -> Outcome {
+    let mut reader = open_one(context, &args.end).await?;
+    let length = reader.length();
+    let mut at = length - args.end.bytes.min(length);
+    let printed = copy(context, &reader, &mut at, length).await;
+    if !args.follow {
+        return printed;
+    }
+    if let Err(failed) = printed {
+        passes(failed)?;
+    }
+    follow(context, &mut reader, at).await
+}
+
+async fn open_one(context: &Context, args: &EndArgs) -> Outcome<FileReader> {
     let fs = context.connect().await?;
     let status = expand_one(&fs, &args.path).await?;
     check_file(&status)?;
-    let reader = fs.open(&status.path).await?;
-    let length = reader.length();
-    let wanted = args.bytes.min(length);
-    let (mut at, end) = if from_the_end { (length - wanted, length) } else { (0, wanted) };
-    while at < end {
-        let piece = reader.read_range(at, TAIL_PIECE.min(end - at)).await?;
+    Ok(fs.open(&status.path).await?)
+}
+
+/// Prints a range; `at` says how far it came, also when it fails.
+async fn copy(context: &Context, reader: &FileReader, at: &mut u64, end: u64) -> Outcome {
+    while *at < end {
+        let piece = reader.read_range(*at, TAIL_PIECE.min(end - *at)).await?;
         if piece.is_empty() {
             break;
         }
-        at += piece.len() as u64;
+        *at += piece.len() as u64;
         Sink::Stdout.write(&context.env.work, piece).await?;
     }
     Ok(())
+}
+
+/// What a follower waits out: nodes that come and go, a pipeline that is being mended. Everything else ends it.
+fn passes(failed: Failure) -> Outcome<Error> {
+    match failed {
+        Failure::Error(error) if error.is_retryable() || error.code() == ErrorCode::BlockNotFound => Ok(error),
+        other => Err(other),
+    }
+}
+
+/// Prints what is added, until the file is gone or somebody interrupts.
+async fn follow(context: &Context, reader: &mut FileReader, mut at: u64) -> Outcome {
+    let path = reader.path().to_owned();
+    let (mut pause, mut troubled) = (FOLLOW_SOON, false);
+    loop {
+        context.env.clock.sleep(pause).await;
+        let stepped = match reader.refresh().await {
+            Ok(length) if length < at => {
+                complain(&format!("{path} was cut to {length} bytes; what is added from there on follows"));
+                at = length;
+                Ok(())
+            }
+            Ok(length) => {
+                pause = if length > at { FOLLOW_SOON } else { (pause * 2).min(FOLLOW_IDLE) };
+                copy(context, reader, &mut at, length).await
+            }
+            Err(error) if error.code() == ErrorCode::FileNotFound => {
+                let why = if error.message().contains("replaced") {
+                    "replaced by another file"
+                } else {
+                    "deleted or renamed"
+                };
+                return Err(failure(ErrorCode::FileNotFound, format!("{path} was {why}: nothing more will come")));
+            }
+            Err(error) => Err(error.into()),
+        };
+        match stepped {
+            Ok(()) => troubled = false,
+            Err(failed) => {
+                let error = passes(failed)?;
+                if !std::mem::replace(&mut troubled, true) {
+                    complain(&format!("{error}; trying again"));
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

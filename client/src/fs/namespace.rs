@@ -198,6 +198,22 @@ impl FileSystem {
         Ok(())
     }
 
+    /// Cuts a file to `length` bytes. `done` is false where the cut falls inside a block: the file has its new length at once, and is open (to
+    /// nobody) until the datanodes have cut their replicas; see [`FileStatus::open`].
+    pub async fn truncate(&self, path: &str, length: u64) -> Result<pb::TruncateResponse> {
+        let path = path_rules::normalize(path)?;
+        Ok(change!(self, truncate, TruncateRequest { path, length })?)
+    }
+
+    /// Moves the blocks of the sources, in order, behind those of the target; the sources vanish. No byte is moved. All must be closed and lie
+    /// in one directory.
+    pub async fn concat(&self, target: &str, sources: &[String]) -> Result<FileStatus> {
+        let target = path_rules::normalize(target)?;
+        let sources = sources.iter().map(|source| path_rules::normalize(source)).collect::<Result<Vec<_>>>()?;
+        let answer = change!(self, concat, ConcatRequest { target, sources })?;
+        answer.status.ok_or_else(|| incomplete("status"))
+    }
+
     /// Takes a file from its writer, whatever the limits, and has it closed with all that was acknowledged. The writer's next call fails with
     /// [`ErrorCode::LeaseExpired`]. The answer tells whether the file is closed, and else what is waited for: ask again.
     pub async fn recover_lease(&self, path: &str) -> Result<pb::RecoverLeaseResponse> {

@@ -204,6 +204,14 @@ impl Namenode for FakeNamenode {
         Ok(Response::new(pb::AppendResponse { status, blocks }))
     }
 
+    async fn truncate(&self, _: Request<pb::TruncateRequest>) -> Answer<pb::TruncateResponse> {
+        Err(Error::new(ErrorCode::Unsupported, "truncate").into())
+    }
+
+    async fn concat(&self, _: Request<pb::ConcatRequest>) -> Answer<pb::ConcatResponse> {
+        Err(Error::new(ErrorCode::Unsupported, "concat").into())
+    }
+
     async fn recover_lease(&self, _: Request<pb::RecoverLeaseRequest>) -> Answer<pb::RecoverLeaseResponse> {
         self.enter("recover_lease", None)?;
         Ok(Response::new(pb::RecoverLeaseResponse { closed: true, waits_for: String::new() }))

@@ -20,6 +20,7 @@ mod health_tests;
 pub mod map;
 mod open;
 pub mod ops;
+pub mod rewrite;
 pub mod scan;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@
 pub mod ack;
 pub mod budget;
 pub mod copy;
+pub mod cut;
 pub mod disk;
 pub mod partial;
 pub mod read;
@@ -219,6 +220,7 @@ pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
             pb::data_request::Op::Read(request) => read::serve_read(&transfer, &mut conn, request).await,
             pb::data_request::Op::Info(request) => read::serve_info(&transfer, &mut conn, request).await,
             pb::data_request::Op::Verify(request) => read::serve_verify(&transfer, &mut conn, request).await,
+            pb::data_request::Op::Truncate(request) => cut::serve_truncate(&transfer, &mut conn, request).await,
             pb::data_request::Op::MapOutput(request) => read::serve_map_output(&transfer, &mut conn, request).await,
         };
         if let Err(error) = done {

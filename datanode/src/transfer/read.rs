@@ -25,6 +25,7 @@ pub async fn refuse(conn: &mut Conn, op: &Op, error: &Error) -> io::Result<()> {
         Op::Read(_) => net::write_message(conn, &pb::ReadReady { error, ..Default::default() }).await,
         Op::Info(_) => net::write_message(conn, &pb::ReplicaInfoReply { error, ..Default::default() }).await,
         Op::Verify(_) => net::write_message(conn, &pb::VerifyReplicaReply { error, ..Default::default() }).await,
+        Op::Truncate(_) => net::write_message(conn, &pb::TruncateReplicaReply { error, ..Default::default() }).await,
         Op::MapOutput(_) => net::write_message(conn, &pb::ReadMapOutputReply { error, ..Default::default() }).await,
     }
 }

@@ -23,6 +23,9 @@ struct Candidate {
 /// Recovers the block and returns what to report.
 pub async fn recover(transfer: &Arc<Transfer>, order: &pb::RecoverBlock) -> Result<pb::BlockRecovered> {
     let (block, generation) = transfer.check_block(order.block.as_ref())?;
+    if let Some(length) = order.truncate_to {
+        return super::cut::truncate_all(transfer, order, length).await;
+    }
     let (mut candidates, mut without) = (Vec::new(), 0);
     for replica in &order.replicas {
         match ask(transfer, &replica.address, order).await {

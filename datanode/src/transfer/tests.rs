@@ -350,6 +350,7 @@ async fn an_abandoned_block_gets_one_length_everywhere() {
         pipe.wait_held(count * FRAME).await;
     }
     let order = pb::RecoverBlock {
+        truncate_to: None,
         block: block_of(BLOCK, GEN),
         new_generation: 1_010,
         replicas: nodes.iter().map(Node::target).collect(),

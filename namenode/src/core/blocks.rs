@@ -12,6 +12,8 @@ use super::pages::{PageTable, Record};
 
 /// Length of a block whose writer has not said it yet.
 const OPEN_LENGTH: u64 = u64::MAX;
+/// Mark of a finished block that is being cut; the other bits are the length that it will have.
+const TRUNCATING: u64 = 1 << 63;
 const INLINE: usize = 3;
 
 /// Index of a storage in [`super::nodes::Nodes`]; it stays the same while the namenode runs.
@@ -109,7 +111,25 @@ impl Block {
     /// Bytes of file data, once the writer has said so.
     #[inline]
     pub fn length(&self) -> Option<u64> {
-        if self.length == OPEN_LENGTH { None } else { Some(self.length) }
+        if self.length & TRUNCATING != 0 { None } else { Some(self.length) }
+    }
+
+    /// The length that a block which is being cut will have.
+    #[inline]
+    pub fn target(&self) -> Option<u64> {
+        if self.length & TRUNCATING != 0 && self.length != OPEN_LENGTH { Some(self.length & !TRUNCATING) } else { None }
+    }
+
+    /// Bytes of file data as far as they are decided.
+    #[inline]
+    pub fn known_length(&self) -> Option<u64> {
+        if self.length == OPEN_LENGTH { None } else { Some(self.length & !TRUNCATING) }
+    }
+
+    /// The finished block is to be cut.
+    pub fn reopen(&mut self, target: u64) {
+        self.length = TRUNCATING | target;
+        self.replicas = Replicas::default();
     }
 
     /// The writer says the length.

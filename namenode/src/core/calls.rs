@@ -238,6 +238,8 @@ impl Core {
             R::RenewLease(r) => done(Ok(self.renew_lease(r))),
             R::Create(r) => done(self.create(turn, &who, r)),
             R::Append(r) => done(self.append(turn, &who, r)),
+            R::Truncate(r) => done(self.truncate(turn, &who, r)),
+            R::Concat(r) => done(self.concat(turn, &who, r)),
             R::RecoverLease(r) => done(self.recover_lease(turn, &who, r)),
             R::AddBlock(r) => progress(r.inode, self.add_block(turn, caller, r)),
             R::AbandonBlock(r) => done(self.abandon_block(turn, r)),
@@ -272,6 +274,10 @@ impl Core {
                 let blocks = self.tree.get(e.inode).map_or(0, |inode| inode.blocks().len() as u32);
                 retry::encode(&pb::AppendResponse { status: status(e.inode), blocks }.into())
             }
+            Some(Kind::Truncate(e)) => {
+                retry::encode(&pb::TruncateResponse { done: e.cut_block == 0, status: status(e.inode) }.into())
+            }
+            Some(Kind::Concat(e)) => retry::encode(&pb::ConcatResponse { status: status(e.target) }.into()),
             Some(Kind::Close(e)) => retry::encode(&pb::CompleteResponse { status: status(e.inode) }.into()),
             Some(Kind::Delete(_)) => retry::encode(&pb::DeleteResponse { existed: true }.into()),
             Some(Kind::AllocateGeneration(e)) => retry::encode(

@@ -209,7 +209,7 @@ impl Core {
             summary.stack.push(id);
             return;
         }
-        let lengths = inode.blocks().iter().filter_map(|id| self.blocks.get(*id)?.length());
+        let lengths = inode.blocks().iter().filter_map(|id| self.blocks.get(*id)?.known_length());
         let length: u64 = lengths.sum();
         summary.sums.files += 1;
         summary.sums.length += length;

@@ -17,7 +17,7 @@ pub const READER: u32 = 2;
 /// The layout version that a reader of an edit must understand: a program that does not know its kind says so by number.
 pub fn min_reader(kind: &Kind) -> u32 {
     match kind {
-        Kind::Append(_) | Kind::RenewBlock(_) => 2,
+        Kind::Append(_) | Kind::RenewBlock(_) | Kind::Truncate(_) | Kind::Concat(_) => 2,
         _ => 1,
     }
 }
@@ -59,6 +59,8 @@ impl Core {
             Kind::AllocateGeneration(e) => self.apply_allocate_generation(txid, e),
             Kind::Append(e) => self.apply_append(txid, e),
             Kind::RenewBlock(e) => self.apply_renew_block(txid, e),
+            Kind::Truncate(e) => self.apply_truncate(txid, e, time_ms),
+            Kind::Concat(e) => self.apply_concat(txid, e, time_ms),
         }?;
         self.counters.wall_ms = self.counters.wall_ms.max(time_ms);
         Ok(())
@@ -120,7 +122,7 @@ impl Core {
     }
 
     /// An entry of this directory changed.
-    fn entry_changed(&mut self, txid: TxId, directory: u64, time_ms: u64) {
+    pub(super) fn entry_changed(&mut self, txid: TxId, directory: u64, time_ms: u64) {
         self.tree.modify(directory, |inode| inode.modified_ms = inode.modified_ms.max(time_ms));
         self.unsynced.mark(directory, txid);
         self.directory_changed(directory);
@@ -218,6 +220,9 @@ impl Core {
         if self.tree.get(edit.inode).and_then(|inode| inode.blocks().last().copied()) != Some(id) {
             return Err(format!("block {id} is not the last one of file {}", edit.inode));
         }
+        if self.blocks.get(id).is_some_and(|block| block.target().is_some()) {
+            return Err(format!("block {id} is being cut, not written"));
+        }
         self.tree.modify(edit.inode, |inode| inode.blocks_mut().and_then(BlockList::pop));
         self.unsynced.mark(edit.inode, txid);
         self.free_block(id, txid);
@@ -243,7 +248,7 @@ impl Core {
         for entry in blocks {
             match self.blocks.get(entry.block_id as u64) {
                 Some(block) if block.inode == inode && block.generation == entry.generation => {
-                    if block.length().is_some_and(|length| length != entry.length) {
+                    if block.known_length().is_some_and(|length| length != entry.length) {
                         return Err(format!("block {} has another length already", entry.block_id));
                     }
                 }

@@ -91,6 +91,10 @@ calls! {
     Create(CreateRequest, CreateResponse),
     /// Opens a file for writing at its end.
     Append(AppendRequest, AppendResponse),
+    /// Cuts a file.
+    Truncate(TruncateRequest, TruncateResponse),
+    /// Moves the blocks of files to the end of another.
+    Concat(ConcatRequest, ConcatResponse),
     /// Gives the next block of an open file.
     AddBlock(AddBlockRequest, AddBlockResponse),
     /// Gives a block back that was never written.

@@ -8,6 +8,8 @@ use super::pages::Record;
 pub const MODE_MASK: u32 = 0o1777;
 /// Bit of [`Inode::flags`]: a writer has the file open.
 const OPEN: u16 = 0x8000;
+/// Bit of [`Inode::flags`]: the ids of the blocks do not rise, so that they are hashed one by one.
+const UNORDERED: u16 = 0x4000;
 
 /// Names of users and groups as small numbers; the table only grows.
 #[derive(Default)]
@@ -100,6 +102,16 @@ impl BlockList {
     }
 }
 
+impl From<Vec<u64>> for BlockList {
+    fn from(ids: Vec<u64>) -> Self {
+        match ids[..] {
+            [] => Self::None,
+            [only] => Self::One(only),
+            _ => Self::Many(Box::new(ids)),
+        }
+    }
+}
+
 /// How the bytes of a file are laid out. Striped (erasure coding) and packed (small files) come later; images and edits
 /// carry a tag for this already.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -159,12 +171,12 @@ impl Inode {
     /// Permission bits.
     #[inline]
     pub fn mode(&self) -> u32 {
-        u32::from(self.flags & !OPEN)
+        u32::from(self.flags) & MODE_MASK
     }
 
     /// Sets the permission bits.
     pub fn set_mode(&mut self, mode: u32) {
-        self.flags = (self.flags & OPEN) | (mode & MODE_MASK) as u16;
+        self.flags = (self.flags & (OPEN | UNORDERED)) | (mode & MODE_MASK) as u16;
     }
 
     /// Whether a writer has it open.
@@ -207,6 +219,18 @@ impl Inode {
             Body::File(Layout::Blocks(list)) => Some(list),
             Body::Directory(_) => None,
         }
+    }
+
+    /// Gives a file another list of blocks.
+    pub fn set_blocks(&mut self, ids: Vec<u64>) {
+        let rises = ids.windows(2).all(|pair| pair[0] < pair[1]);
+        self.flags = if rises { self.flags & !UNORDERED } else { self.flags | UNORDERED };
+        self.body = Body::File(Layout::Blocks(ids.into()));
+    }
+
+    /// Whether the ids of the blocks need not rise.
+    pub fn is_unordered(&self) -> bool {
+        self.flags & UNORDERED != 0
     }
 
     /// Block size of a file, bytes.
@@ -292,8 +316,9 @@ impl Record for Inode {
         let small = u64::from(self.flags) << 48 | u64::from(self.replication) << 32 | u64::from(self.block_units);
         let state = mix(state, small ^ kind.rotate_right(1));
         // A file of thousands of blocks must not be hashed whole at each new block: their own records carry their file
-        // and index order follows from the ids, so length and the last id stand for the list.
+        // and index order follows from the ids, so length and the last id stand for the list, unless blocks were moved.
         let blocks = self.blocks();
+        let state = if self.is_unordered() { blocks.iter().fold(state, |state, id| mix(state, *id)) } else { state };
         mix(state, blocks.last().copied().unwrap_or(0) ^ (blocks.len() as u64).rotate_left(40))
     }
 }

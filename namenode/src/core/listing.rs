@@ -58,7 +58,7 @@ impl Core {
             .iter()
             .map(|id| {
                 self.unsynced.touch(*id);
-                self.blocks.get(*id).and_then(super::blocks::Block::length).unwrap_or(0)
+                self.blocks.get(*id).and_then(super::blocks::Block::known_length).unwrap_or(0)
             })
             .sum()
     }
@@ -167,7 +167,7 @@ impl Core {
         let mut found = Vec::new();
         let mut offset = 0;
         for id in self.tree.get(file).map_or(&[][..], Inode::blocks) {
-            let length = self.blocks.get(*id).and_then(super::blocks::Block::length);
+            let length = self.blocks.get(*id).and_then(super::blocks::Block::known_length);
             let end = offset + length.unwrap_or(0);
             if found.len() >= MAX_BLOCKS {
                 break;
@@ -218,7 +218,7 @@ impl Core {
         Some(pb::LocatedBlock {
             block: Some(self.pb_block(id, block.generation)),
             offset,
-            length: length.unwrap_or(0),
+            length: block.known_length().unwrap_or(0),
             replicas: storages.iter().map(|storage| self.nodes.replica(*storage, state_of(*storage))).collect(),
             complete: length.is_some(),
             corrupt,

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  calls.rs      which call is which operation; retry cache, parked calls
-//!  directory.rs attributes.rs listing.rs files.rs append.rs writing.rs    the operations
+//!  directory.rs attributes.rs listing.rs files.rs writing.rs    the operations
+//!  append.rs truncate.rs concat.rs                              the operations on files that are there
 //!  permissions.rs                                               who may do what
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
@@ -31,6 +32,7 @@ mod blockset;
 mod calls;
 mod children;
 mod codec;
+mod concat;
 mod cursors;
 mod directory;
 mod edits;
@@ -58,6 +60,7 @@ mod tests;
 mod trash;
 mod tree;
 mod trim;
+mod truncate;
 mod unsynced;
 mod writing;
 

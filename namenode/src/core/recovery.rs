@@ -22,7 +22,7 @@ use cairn_proto::ids::TxId;
 use cairn_proto::pb::{self, ReplicaState, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
-use super::blocks::{SeenReplica, StorageIndex};
+use super::blocks::{Block, SeenReplica, StorageIndex};
 use super::edits::Applied;
 use super::inode::Inode;
 use super::nodes::NodeIndex;
@@ -239,6 +239,7 @@ impl Core {
             block: Some(self.pb_block(id, current)),
             new_generation: generation,
             replicas: candidates.iter().map(|storage| self.nodes.replica(*storage, state)).collect(),
+            truncate_to: self.blocks.get(id).and_then(Block::target),
         };
         self.nodes.node_mut(primary).recover.push_back((order, txid));
         Ok(())
@@ -246,6 +247,10 @@ impl Core {
 
     /// Whether nothing of an open block was reported by any node that could hold it, and none of those is away.
     fn is_nowhere(&self, id: u64) -> bool {
+        if self.blocks.get(id).is_some_and(|block| block.target().is_some()) {
+            // It was whole once: it is missing, not given up.
+            return false;
+        }
         self.blocks.open.get(&id).is_none_or(|open| open.seen.is_empty()) && self.absent_nodes(id).is_empty()
     }
 
@@ -298,7 +303,11 @@ impl Core {
         if self.leases.holder_of(file) != Some(RECOVERY_HOLDER) {
             return Ok(());
         }
-        if length > self.tree.get(file).map_or(0, Inode::block_size) {
+        let target = self.blocks.get(id).and_then(Block::target);
+        if target.is_some_and(|target| target != length) {
+            return Ok(());
+        }
+        if target.is_none() && length > self.tree.get(file).map_or(0, Inode::block_size) {
             let message = format!("block {id} cannot have been recovered to {length} bytes");
             return Err(Error::new(ErrorCode::InvalidArgument, message).with_subject(id.to_string()));
         }
@@ -327,7 +336,7 @@ impl Core {
             }
         }
         let is_last = self.tree.get(file).and_then(|inode| inode.blocks().last().copied()) == Some(id);
-        if recovered.length == 0 && is_last {
+        if recovered.length == 0 && is_last && target.is_none() {
             // Nothing was written into it.
             let edit = pb::EditAbandonBlock { inode: file, block_id: id as i64 };
             self.commit(turn, Carries::Nothing, Kind::AbandonBlock(edit))?;
@@ -403,10 +412,14 @@ impl Core {
     /// The length that most whole replicas of an open block have; the longer one on a tie.
     fn reported_length(&self, id: u64) -> Option<u64> {
         let block = self.blocks.get(id)?;
-        let (generation, most) = (block.generation, self.tree.get(block.inode)?.block_size());
+        let generation = block.generation;
+        let range = match block.target() {
+            Some(target) => target..=target,
+            None => 0..=self.tree.get(block.inode)?.block_size(),
+        };
         let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
         for seen in &self.blocks.open.get(&id)?.seen {
-            if seen.generation == generation && seen.state == ReplicaState::Finalized && seen.length <= most {
+            if seen.generation == generation && seen.state == ReplicaState::Finalized && range.contains(&seen.length) {
                 *votes.entry(seen.length).or_default() += 1;
             }
         }

@@ -272,22 +272,27 @@ impl Core {
         self.parked.wake(file);
     }
 
+    /// A block is not (or no longer) one that must have its replicas.
+    pub(super) fn uncount_block(&mut self, id: u64) {
+        self.blocks.excess.remove(&id);
+        if let Some(block) = self.blocks.get(id).filter(|block| block.length().is_some()) {
+            self.repair.complete -= 1;
+            if block.replicas.as_slice().len() >= self.settings.min_replication as usize {
+                self.repair.safe -= 1;
+            }
+        }
+        self.repair.set_risk(id, None, false);
+        self.repair.to_trim.remove(&id);
+        self.forget_pending(id);
+    }
+
     /// A block belongs to no file any more.
     pub(super) fn free_block(&mut self, id: u64, depends_on: cairn_proto::ids::TxId) {
         let storages = self.blocks.storages_of(id);
         let expected = self.blocks.open.remove(&id).map(|open| open.expected).unwrap_or_default();
         let bad = self.blocks.bad.remove(&id).unwrap_or_default();
-        self.blocks.excess.remove(&id);
+        self.uncount_block(id);
         let Some(block) = self.blocks.table.remove(id) else { return };
-        if block.length().is_some() {
-            self.repair.complete -= 1;
-        }
-        if block.length().is_some() && block.replicas.as_slice().len() >= self.settings.min_replication as usize {
-            self.repair.safe -= 1;
-        }
-        self.repair.set_risk(id, None, false);
-        self.repair.to_trim.remove(&id);
-        self.forget_pending(id);
         for storage in &storages {
             self.nodes.storage_mut(*storage).blocks.remove(id);
         }

@@ -213,6 +213,8 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
     let call = match request {
         R::Create(r) => &r.call,
         R::Append(r) => &r.call,
+        R::Truncate(r) => &r.call,
+        R::Concat(r) => &r.call,
         R::AddBlock(r) => &r.call,
         R::AbandonBlock(r) => &r.call,
         R::NewGeneration(r) => &r.call,
@@ -246,6 +248,8 @@ pub fn encode(response: &ClientResponse) -> Vec<u8> {
     match response {
         R::Create(r) => r.encode_to_vec(),
         R::Append(r) => r.encode_to_vec(),
+        R::Truncate(r) => r.encode_to_vec(),
+        R::Concat(r) => r.encode_to_vec(),
         R::AddBlock(r) => r.encode_to_vec(),
         R::NewGeneration(r) => r.encode_to_vec(),
         R::Complete(r) => r.encode_to_vec(),
@@ -261,6 +265,8 @@ pub fn decode(request: &ClientRequest, answer: &[u8]) -> Result<ClientResponse, 
     Ok(match request {
         R::Create(_) => pb::CreateResponse::decode(answer)?.into(),
         R::Append(_) => pb::AppendResponse::decode(answer)?.into(),
+        R::Truncate(_) => pb::TruncateResponse::decode(answer)?.into(),
+        R::Concat(_) => pb::ConcatResponse::decode(answer)?.into(),
         R::AddBlock(_) => pb::AddBlockResponse::decode(answer)?.into(),
         R::NewGeneration(_) => pb::NewGenerationResponse::decode(answer)?.into(),
         R::Complete(_) => pb::CompleteResponse::decode(answer)?.into(),

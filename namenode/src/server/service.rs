@@ -85,6 +85,8 @@ forward! {
     get_server_defaults(GetServerDefaultsRequest) -> GetServerDefaultsResponse;
     create(CreateRequest) -> CreateResponse;
     append(AppendRequest) -> AppendResponse;
+    truncate(TruncateRequest) -> TruncateResponse;
+    concat(ConcatRequest) -> ConcatResponse;
     add_block(AddBlockRequest) -> AddBlockResponse;
     abandon_block(AbandonBlockRequest) -> AbandonBlockResponse;
     new_generation(NewGenerationRequest) -> NewGenerationResponse;

@@ -52,6 +52,32 @@ pub struct AppendArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct TruncateArgs {
+    /// Wait until the datanodes have cut their replicas; this is the default (HDFS's -w)
+    #[arg(short = 'w', long, conflicts_with = "no_wait")]
+    pub wait: bool,
+    /// Do not wait for that
+    #[arg(long)]
+    pub no_wait: bool,
+    /// A file
+    #[arg(value_name = "PATH", value_parser = cluster_path)]
+    pub path: String,
+    /// Bytes that stay (1k, 64m, ...)
+    #[arg(value_name = "LENGTH", value_parser = parse_size)]
+    pub length: u64,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ConcatArgs {
+    /// The file that gets the blocks of the others
+    #[arg(value_name = "TARGET", value_parser = plain_path)]
+    pub target: String,
+    /// What is added to it, in this order
+    #[arg(required = true, value_name = "SOURCE", value_parser = plain_path)]
+    pub sources: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
 #[command(override_usage = "cairn get [OPTIONS] PATH... LOCAL\n       cairn get [OPTIONS] PATH -")]
 pub struct GetArgs {
     /// Replace existing files
@@ -191,6 +217,15 @@ pub struct EndArgs {
     /// A file
     #[arg(value_name = "PATH", value_parser = cluster_path)]
     pub path: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct TailArgs {
+    /// Go on with what is added to the file, until interrupted
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub end: EndArgs,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -35,6 +35,8 @@ A cluster:
 Files:
   put           Copy local files into the cluster
   append        Add local files or standard input to the end of a file
+  truncate      Cut a file to a length
+  concat        Join files of a directory without moving their bytes
   get           Copy files out of the cluster
   cat           Print files
   head          Print the first kilobyte of a file
@@ -123,6 +125,10 @@ pub enum Command {
     Put(PutArgs),
     /// Add local files or standard input to the end of a file, which is made if it is not there
     Append(AppendArgs),
+    /// Cut a file to a length
+    Truncate(TruncateArgs),
+    /// Join files of a directory without moving their bytes; the sources vanish
+    Concat(ConcatArgs),
     /// Copy files out of the cluster
     Get(GetArgs),
     /// Print files
@@ -146,7 +152,7 @@ pub enum Command {
     /// Print the first kilobyte of a file
     Head(EndArgs),
     /// Print the last kilobyte of a file
-    Tail(EndArgs),
+    Tail(TailArgs),
     /// Make an empty file, or set a file's time to now
     Touch(PathsArgs),
     /// Change permissions

@@ -62,10 +62,6 @@ fn bad_paths_are_usage_errors() {
 
 #[test]
 fn what_later_issues_bring_is_unknown_today() {
-    for name in ["truncate", "concat"] {
-        assert!(refused(&[name, "/a"]).contains("unrecognized subcommand"));
-    }
-    assert!(refused(&["tail", "-f", "/a"]).contains("-f"));
     assert!(refused(&["admin", "balance"]).contains("unrecognized subcommand"));
 }
 

@@ -45,9 +45,10 @@ impl OpenedFile {
 
     /// Looks again how long the file is.
     pub(super) async fn refresh(&self) -> Result<u64> {
-        let fresh = look(&self.fs, &self.path).await?;
+        let mut fresh = look(&self.fs, &self.path).await?;
         self.check_same(&fresh.status)?;
         let mut known = lock(&self.known);
+        fresh.keep_seen(&known);
         *known = fresh;
         Ok(known.length)
     }
@@ -101,6 +102,21 @@ impl OpenedFile {
 }
 
 impl Known {
+    /// A block that grows does not shrink: while its pipeline changes, a node that was left behind may have been asked how long it is.
+    fn keep_seen(&mut self, before: &Known) {
+        if !self.status.open {
+            return;
+        }
+        let Some(seen) = before.blocks.last().filter(|block| !block.complete) else { return };
+        let id = |block: &LocatedBlock| block.block.as_ref().map(|block| block.id);
+        let end = seen.offset + seen.length;
+        let same = self.blocks.last_mut().filter(|block| id(block) == id(seen) && block.offset == seen.offset);
+        if let Some(block) = same.filter(|block| !block.complete && block.length < seen.length) {
+            block.length = seen.length;
+            self.length = end;
+        }
+    }
+
     fn merge(&mut self, blocks: Vec<LocatedBlock>) {
         for block in blocks {
             match self.blocks.binary_search_by_key(&block.offset, |known| known.offset) {
@@ -134,7 +150,8 @@ async fn measure(fs: &FileSystem, path: &str, blocks: Vec<LocatedBlock>) -> Resu
         if last {
             break;
         }
-        if !block.complete {
+        // A block that is being cut is open too, but its length is decided.
+        if !block.complete && block.length == 0 {
             let (visible, finalized) = visible_length(fs, path, &block).await?;
             block.length = visible;
             // What lies behind a block that still grows cannot be visible.
@@ -142,9 +159,8 @@ async fn measure(fs: &FileSystem, path: &str, blocks: Vec<LocatedBlock>) -> Resu
         }
         block.offset = length;
         length += block.length;
-        if block.length > 0 {
-            measured.push(block);
-        }
+        // An empty one, too: it is known that it is there.
+        measured.push(block);
     }
     Ok((length, measured))
 }

@@ -7,6 +7,7 @@ mod nodes;
 mod replay;
 mod speed;
 mod trash;
+mod truncates;
 mod turns;
 mod writing;
 
@@ -358,7 +359,8 @@ impl World {
             .filter(|at| self.nodes[*at].up && names.contains(&self.nodes[*at].id))
             .filter(|at| self.nodes[*at].held.get(&id).is_some_and(|held| held.2 != pb::ReplicaState::ReplicaCorrupt))
             .collect();
-        let Some(length) = have.iter().map(|at| self.nodes[*at].held[&id].1).min() else { return };
+        let shortest = have.iter().map(|at| self.nodes[*at].held[&id].1).min();
+        let Some(length) = shortest.map(|shortest| order.truncate_to.unwrap_or(shortest)) else { return };
         for at in &have {
             self.hold(*at, id, (order.new_generation, length, pb::ReplicaState::Finalized));
         }
