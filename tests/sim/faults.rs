@@ -219,10 +219,8 @@ fn set_latency(cluster: &Cluster, host: Host, ms: u64) {
 /// The machine goes silent: nobody is told, and what was not synced is lost in part.
 fn power_cut(cluster: &mut Cluster, host: Host, down_ms: u64) {
     cluster.machines[&host].trip.disarm();
-    if !cluster.machines[&host].up.get() {
-        return;
-    }
     each_other(cluster, host, |sim, me, other| sim.partition_oneway(me, other));
+    // Also of a machine whose process ended a moment ago.
     cluster.machines[&host].disk.crash();
     cluster.take_down(host, down_ms);
     each_other(cluster, host, |sim, me, other| sim.repair_oneway(me, other));

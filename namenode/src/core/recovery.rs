@@ -400,6 +400,13 @@ impl Core {
             };
             lengths.push(pb::EditBlockLength { block_id: *id as i64, generation: block.generation, length });
         }
+        // Nothing was written into a last block of no bytes.
+        while lengths
+            .pop_if(|last| last.length == 0 && keep.checked_sub(1).is_some_and(|at| blocks[at] == last.block_id as u64))
+            .is_some()
+        {
+            keep -= 1;
+        }
         // Only open blocks can be dropped, and they lie at the end: at most two are open.
         for id in blocks[keep..].iter().rev() {
             let edit = pb::EditAbandonBlock { inode: file, block_id: *id as i64 };

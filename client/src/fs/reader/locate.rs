@@ -1,6 +1,7 @@
 //! Where the blocks of an opened file lie, fetched in batches and remembered.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use cairn_proto::{Error, ErrorCode, Result};
 
@@ -27,6 +28,9 @@ struct Known {
     /// Sorted by offset; a part of the file's.
     blocks: Vec<LocatedBlock>,
 }
+
+/// Pause before the length of an open file is asked for again, times the number of the attempt.
+const LENGTH_PAUSE: Duration = Duration::from_millis(300);
 
 impl OpenedFile {
     pub(super) async fn open(fs: FileSystem, path: &str) -> Result<Self> {
@@ -136,9 +140,17 @@ async fn look(fs: &FileSystem, path: &str) -> Result<Known> {
         let length = status.length;
         return Ok(Known { status, length, blocks });
     }
-    let (status, blocks) = fs.locate(path, 0, 0).await?;
-    let (length, blocks) = measure(fs, path, blocks).await?;
-    Ok(Known { status, length, blocks })
+    let mut rounds = 0;
+    loop {
+        let (status, blocks) = fs.locate(path, 0, 0).await?;
+        match measure(fs, path, blocks).await {
+            Ok((length, blocks)) => return Ok(Known { status, length, blocks }),
+            // After a restart of the namenode the datanodes tell within moments what they hold.
+            Err(error) if error.is_retryable() && rounds < fs.settings().read_rounds => rounds += 1,
+            Err(error) => return Err(error),
+        }
+        fs.env().clock.sleep(LENGTH_PAUSE * rounds).await;
+    }
 }
 
 /// The length of a file that is being written: the namenode knows that of finished blocks, the datanodes that of the others.
@@ -167,6 +179,12 @@ async fn measure(fs: &FileSystem, path: &str, blocks: Vec<LocatedBlock>) -> Resu
 
 async fn visible_length(fs: &FileSystem, path: &str, located: &LocatedBlock) -> Result<(u64, bool)> {
     let block = located.block.clone().unwrap_or_default();
+    if located.replicas.is_empty() {
+        // Its bytes may lie on nodes that have not reported yet: an error can be repeated, a file that is too short is believed.
+        let text =
+            format!("cannot tell how long {path} is: no datanode has told yet what it holds of {}", block_name(&block));
+        return Err(Error::new(ErrorCode::Unreachable, text).with_subject(path));
+    }
     let mut failure = None;
     for replica in fs.inner.datanodes.in_order(&located.replicas) {
         match fs.inner.datanodes.info(&replica, &block, false).await {
