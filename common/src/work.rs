@@ -86,7 +86,7 @@ impl Work {
     /// Does `f` to each item, to all at the same time, and gives the results in their order. For a few slow file calls that
     /// somebody waits for anyway (a sync on each of two disks). Blocks; in simulation one after the other.
     pub fn each<T: Send, R: Send>(&self, items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
-        if items.len() < 2 || matches!(self.mode, Mode::Inline) {
+        if items.len() < 2 || !matches!(self.mode, Mode::Threads { .. }) {
             return items.into_iter().map(f).collect();
         }
         let (f, mut items) = (&f, items);
@@ -220,6 +220,9 @@ mod tests {
     #[test]
     fn each_runs_at_the_same_time_and_keeps_the_order() {
         assert_eq!(Work::inline().each(vec![1, 2, 3], |n| n * 2), [2, 4, 6]);
+        let here = std::thread::current().id();
+        let threads = Work::jittered(Entropy::seeded(1), 3).each(vec![1, 2], |_| std::thread::current().id());
+        assert_eq!(threads, [here, here], "a simulation has one thread");
         // Each waits for all the others: one after the other would never end.
         let all = std::sync::Barrier::new(3);
         let doubled = Work::threads(1).each(vec![1, 2, 3], |n| {

@@ -124,6 +124,8 @@ impl Trip {
     }
 
     fn sync(&self, host: &str, disk: &SimDisk) {
+        // A thread of its own would make the order of things a matter of chance.
+        assert!(turmoil::in_simulation(), "{host} syncs on another thread");
         let left = self.left.load(Ordering::Relaxed);
         if left == 0 {
             return;

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use cairn_client::fs::{CreateOptions, Error, ErrorCode, FileSystem, FileWriter, RenameMode};
+use cairn_client::fs::{AppendOptions, CreateOptions, Error, ErrorCode, FileSystem, FileWriter, RenameMode};
 use cairn_common::entropy::Entropy;
 
 use super::cluster::client_settings;
@@ -90,7 +90,8 @@ impl Client {
 
     async fn one(&self, fs: &FileSystem) {
         match self.entropy.below(20) {
-            0..=6 => self.write(fs, false).await,
+            0..=5 => self.write(fs, false).await,
+            6 => self.append(fs).await,
             7 => self.write(fs, true).await,
             8..=10 => self.read(fs).await,
             11 => self.list(fs).await,
@@ -161,6 +162,21 @@ impl Client {
         }
         let Ok(writer) = created else { return };
         self.model.borrow_mut().begin(Pending::Write { path: path.clone() });
+        self.finish(fs, writer, path).await;
+    }
+
+    async fn append(&self, fs: &FileSystem) {
+        let Some((path, _)) = self.model.borrow().some_closed(&self.entropy) else { return };
+        self.model.borrow_mut().begin(Pending::Write { path: path.clone() });
+        // Nobody knows whether it is open until it is closed again.
+        self.with_file(&path, |file| file.closed = false);
+        match fs.append(&path, AppendOptions::default()).await {
+            Ok(writer) => self.finish(fs, writer, path).await,
+            failed => drop(self.settle(&format!("append {path}"), &failed, &[])),
+        }
+    }
+
+    async fn finish(&self, fs: &FileSystem, writer: FileWriter, path: String) {
         let end = self.fill(fs, writer, &path).await;
         let mut model = self.model.borrow_mut();
         match end {
