@@ -14,6 +14,7 @@ pub mod net;
 pub mod process;
 pub mod simdisk;
 pub mod telemetry;
+pub mod timetext;
 pub mod work;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use cairn_common::net::check_listen;
 use cairn_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::restore::RestorePlan;
 use crate::core::CoreSettings;
 
 /// Every knob of a namenode. Unknown keys are errors.
@@ -17,6 +18,12 @@ pub struct NamenodeSettings {
     pub dirs: Vec<PathBuf>,
     /// Start although a directory of the set is absent or empty: what only that one knew is lost.
     pub accept_missing_dir: bool,
+    /// Folder on another disk or machine to which the log is copied while it is written; absent: nowhere. Together with a backup it
+    /// brings back every change but those of the last second or so.
+    pub archive: Option<PathBuf>,
+    /// Fill the (empty) directories from a backup before serving: an order for this start, not a setting.
+    #[serde(skip)]
+    pub restore: Option<RestorePlan>,
     /// Where to serve RPC, "IP:PORT"; port 0 takes a free one.
     pub listen: String,
     /// Where to serve status and metrics over HTTP; absent: nowhere.
@@ -58,6 +65,8 @@ impl Default for NamenodeSettings {
         Self {
             dirs: Vec::new(),
             accept_missing_dir: false,
+            archive: None,
+            restore: None,
             listen: "127.0.0.1:8020".into(),
             http: None,
             insecure: false,
@@ -92,6 +101,16 @@ impl NamenodeSettings {
             }
             if self.dirs[..index].contains(dir) {
                 return Err(bad(format!("dirs names {} twice", dir.display())));
+            }
+        }
+        if let Some(archive) = &self.archive {
+            if archive.as_os_str().is_empty() {
+                return Err(bad("archive is empty: give the folder's path".into()));
+            }
+            if let Some(dir) = self.dirs.iter().find(|dir| archive.starts_with(dir) || dir.starts_with(archive)) {
+                let text =
+                    format!("archive {} and metadata directory {} lie in each other", archive.display(), dir.display());
+                return Err(bad(text));
             }
         }
         check_listen(&self.listen, self.insecure)?;

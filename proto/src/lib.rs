@@ -5,12 +5,14 @@
 //! * [`error`]: the typed error, its kinds, and its one mapping to gRPC codes and Hadoop exception classes
 //! * [`path`]: what an absolute path and a name may be
 //! * [`frame`] and [`blockfile`]: the block format, on the wire and on disk
+//! * [`backupfile`]: a backup of the namenode: an image and all log since
 //! * [`dataplane`]: operations, write markers and acks of the data plane
 //! * [`mapoutput`]: what a map task leaves for the reducers
 //! * [`handshake`]: the first bytes of each of our own connections
 //!
 //! Nothing here does I/O, and nothing here depends on another crate of Cairn.
 
+pub mod backupfile;
 pub mod blockfile;
 pub mod dataplane;
 pub mod error;

@@ -93,6 +93,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// The command that starts it, for a test that starts it in another way the next time.
+    pub fn command_mut(&mut self) -> &mut Vec<String> {
+        &mut self.command
+    }
+
     /// One that runs when it is started with `command`; until then its process is ours.
     pub(crate) fn by_hand(id: &str, addr: &str, rack: &str, dir: PathBuf, command: Vec<String>) -> Self {
         let environment = std::env::vars().filter(|(key, _)| !key.starts_with("CAIRN_")).collect();

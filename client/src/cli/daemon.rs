@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use cairn_client::fs::Result;
 use cairn_common::process;
 use cairn_datanode::{Datanode, DatanodeSettings, Extras};
-use cairn_namenode::{Namenode, NamenodeSettings};
+use cairn_namenode::{Namenode, NamenodeSettings, RestorePlan, RestoreTarget};
+use cairn_proto::ids::TxId;
 
 use crate::args::{DatanodeArgs, NamenodeArgs};
 use crate::context::Context;
@@ -43,6 +44,16 @@ pub async fn namenode(context: &Context, args: &NamenodeArgs) -> Outcome {
     given(&mut settings.listen, args.listen.clone());
     settings.http = args.http.clone().or(settings.http);
     settings.accept_missing_dir |= args.accept_missing_dir;
+    settings.archive = args.archive.clone().or(settings.archive);
+    settings.restore = args.restore.clone().map(|file| RestorePlan {
+        file,
+        log: args.log.clone(),
+        target: match (args.to_txid, args.to_time) {
+            (Some(txid), _) => RestoreTarget::TxId(TxId(txid)),
+            (None, Some(time_ms)) => RestoreTarget::Time(time_ms),
+            (None, None) => RestoreTarget::Last,
+        },
+    });
     settings.insecure |= args.insecure;
     settings.validate()?;
     let mut stop = std::pin::pin!(process::shutdown_signal());

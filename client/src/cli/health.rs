@@ -8,6 +8,7 @@ use cairn_client::fs::{
 };
 
 use crate::args::{AdminCommand, BlocksArgs, FsckArgs, SafemodeArg};
+use crate::backup;
 use crate::context::{Context, expand, expand_one, in_parallel};
 use crate::output::{Columns, Failure, Out, Outcome, failure};
 use crate::progress::Progress;
@@ -148,7 +149,10 @@ pub async fn fsck(context: &mut Context, args: &FsckArgs) -> Outcome {
     if out.json {
         out.json(&found)?
     } else {
-        show_fsck(out, &args.path, &found)?
+        show_fsck(out, &args.path, &found)?;
+        if let Some(note) = backup::unconfirmed(report.restored_to_txid) {
+            out.line(note)?;
+        }
     }
     if healthy { Ok(()) } else { Err(Failure::Exit(1)) }
 }
@@ -281,6 +285,8 @@ pub async fn admin(context: &mut Context, command: &AdminCommand) -> Outcome {
         AdminCommand::Report => report(context).await,
         AdminCommand::Safemode { action } => safemode(context, *action).await,
         AdminCommand::Checkpoint => checkpoint(context).await,
+        AdminCommand::Backup { file } => backup::backup(context, file).await,
+        AdminCommand::ConfirmRestore => backup::confirm_restore(context).await,
         AdminCommand::RecoverLease { timeout, path } => {
             crate::append::recover_lease(context, path, Duration::from_secs(*timeout)).await
         }
@@ -331,6 +337,11 @@ async fn report(context: &mut Context) -> Outcome {
         last_txid: report.last_txid,
         last_checkpoint_txid: report.last_checkpoint_txid,
         epoch: report.epoch,
+        restored_to_txid: report.restored_to_txid,
+        archived_txid: report.archived_txid,
+        archive_failure: report.archive_failure,
+        metadata_dirs: report.metadata_dirs,
+        metadata_dirs_configured: report.metadata_dirs_configured,
     };
     let now_ms = context.env.clock.wall_ms();
     let out = &mut context.out;
@@ -367,6 +378,9 @@ fn show_report(out: &mut Out, report: &ReportJson, now_ms: u64) -> Outcome {
         "safe mode {safemode}; transaction {}, last checkpoint {}, epoch {}",
         report.last_txid, report.last_checkpoint_txid, report.epoch
     ))?;
+    for warning in backup::warnings(report) {
+        out.line(warning)?;
+    }
     let mut columns = Columns::new(&[3, 4, 5, 6, 7]);
     let titles = ["node", "rack", "state", "used", "free", "blocks", "tasks", "heard", "address"];
     columns.row(titles.map(str::to_owned).into());

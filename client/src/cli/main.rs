@@ -13,6 +13,7 @@
 
 mod append;
 mod args;
+mod backup;
 mod chaos;
 mod cluster;
 mod config;

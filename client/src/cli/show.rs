@@ -118,6 +118,11 @@ pub struct ReportJson {
     pub last_txid: u64,
     pub last_checkpoint_txid: u64,
     pub epoch: u64,
+    pub restored_to_txid: u64,
+    pub archived_txid: u64,
+    pub archive_failure: String,
+    pub metadata_dirs: u32,
+    pub metadata_dirs_configured: u32,
 }
 
 /// A datanode.

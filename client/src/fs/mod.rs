@@ -34,6 +34,7 @@
 //! writer usable, but an unknown part of the data of that call may have been taken. Futures of a [`FileReader`] may be dropped at any time.
 //! Dropping a [`FileWriter`] without `close` or `abort` leaves the file open until its lease expires.
 
+mod backup;
 mod datanode;
 mod glob;
 mod lease;
@@ -51,6 +52,7 @@ use cairn_common::{Env, process};
 use cairn_proto::pb;
 use tokio::sync::OnceCell;
 
+pub use backup::BackupSummary;
 pub use cairn_proto::pb::{
     Block, ClusterReportResponse, ContentSummaryResponse, FileKind, FileStatus, LocatedBlock, NodeReport, NodeState,
     RenameMode, Replica, ReplicaInfoReply, ReplicaState, SafeModeAction,

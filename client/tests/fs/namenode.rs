@@ -393,6 +393,13 @@ impl Namenode for FakeNamenode {
     async fn safe_mode(&self, _: Request<pb::SafeModeRequest>) -> Answer<pb::SafeModeResponse> {
         Err(Status::unimplemented("fake"))
     }
+    type BackupStream = tokio_stream::Empty<Result<pb::BackupChunk, Status>>;
+    async fn backup(&self, _: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        Err(Status::unimplemented("fake"))
+    }
+    async fn confirm_restore(&self, _: Request<pb::ConfirmRestoreRequest>) -> Answer<pb::ConfirmRestoreResponse> {
+        Err(Status::unimplemented("fake"))
+    }
     async fn checkpoint(&self, _: Request<pb::CheckpointRequest>) -> Answer<pb::CheckpointResponse> {
         Err(Status::unimplemented("fake"))
     }

@@ -234,6 +234,7 @@ impl Core {
                 done(Ok(self.cluster_report()))
             }
             R::SafeMode(r) => done(self.safe_mode(&who, r)),
+            R::ConfirmRestore(_) => done(self.confirm_restore(turn, &who)),
             R::ReportBadReplica(r) => done(self.report_bad_replica(r)),
             R::RenewLease(r) => done(Ok(self.renew_lease(r))),
             R::Create(r) => done(self.create(turn, &who, r)),

@@ -61,6 +61,8 @@ impl Core {
             Kind::RenewBlock(e) => self.apply_renew_block(txid, e),
             Kind::Truncate(e) => self.apply_truncate(txid, e, time_ms),
             Kind::Concat(e) => self.apply_concat(txid, e, time_ms),
+            Kind::Restore(e) => self.apply_restore(e),
+            Kind::ConfirmRestore(_) => self.apply_confirm_restore(),
         }?;
         self.counters.wall_ms = self.counters.wall_ms.max(time_ms);
         Ok(())

@@ -36,7 +36,7 @@ pub struct StreamId(pub u64);
 
 macro_rules! calls {
     ($($(#[$doc:meta])* $name:ident($request:ident, $response:ident),)*) => {
-        /// One call of service `Namenode` (all but `Checkpoint`, which is the server's own).
+        /// One call of service `Namenode` (all but `Checkpoint` and `Backup`, which are the server's own).
         #[derive(Clone, PartialEq, Debug)]
         pub enum ClientRequest {
             $($(#[$doc])* $name(pb::$request),)*
@@ -139,6 +139,8 @@ calls! {
     ClusterReport(ClusterReportRequest, ClusterReportResponse),
     /// Safe mode: get, enter, leave.
     SafeMode(SafeModeRequest, SafeModeResponse),
+    /// A restored state is the right one.
+    ConfirmRestore(ConfirmRestoreRequest, ConfirmRestoreResponse),
 }
 
 /// An answer of the core.

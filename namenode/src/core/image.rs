@@ -5,7 +5,7 @@
 //!
 //! | kind | holds |
 //! |---|---|
-//! | 0 | once: layout, transaction S, digest, counts, counters, facts, users and groups, nodes |
+//! | 0 | once: layout, transaction S, digest, counts, counters, facts, users and groups, nodes; a restore to be confirmed |
 //! | 1 | inodes: page number, count, then (gap, record) each |
 //! | 2 | blocks, the same way |
 //! | 3 | leases: count, then (inode, holder) each |
@@ -66,6 +66,7 @@ impl Core {
         let counters = self.counters;
         let state = mix(mix(sum, counters.inode), mix(counters.block, counters.generation));
         let state = mix(mix(state, counters.wall_ms), mix(self.epoch.0, self.tree.strings.digest()));
+        let state = if self.restored_to == 0 { state } else { mix(state, self.restored_to) };
         let facts = &self.facts;
         [&facts.cluster_id, &facts.pool_id, &facts.superuser, &facts.supergroup]
             .into_iter()
@@ -147,6 +148,10 @@ impl Core {
         put(&mut out, self.nodes.nodes.len() as u64);
         for index in 0..self.nodes.nodes.len() as u32 {
             put_bytes(&mut out, &self.nodes.as_edit(index).encode_to_vec());
+        }
+        // Only while a restore waits to be confirmed, so that all other images are what they were.
+        if self.restored_to != 0 {
+            put(&mut out, self.restored_to);
         }
         out
     }
@@ -242,6 +247,9 @@ impl Core {
         for _ in 0..reader.number()? {
             let edit = pb::EditRegisterNode::decode(reader.bytes()?).map_err(|error| error.to_string())?;
             self.nodes.put(&edit)?;
+        }
+        if !reader.is_empty() {
+            self.restored_to = reader.number()?;
         }
         Ok(())
     }

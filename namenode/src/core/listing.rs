@@ -281,7 +281,9 @@ impl Core {
             epoch: self.epoch.0,
             mis_replicated: counts.mis_replicated,
             over_replicated: self.blocks.excess.len() as u64 + self.repair.to_trim_len(),
+            restored_to_txid: self.restored_to,
             nodes,
+            ..Default::default()
         }
     }
 

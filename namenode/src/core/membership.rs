@@ -275,7 +275,7 @@ impl Core {
     }
 
     fn order_deletions(&mut self, index: NodeIndex, orders: &mut Vec<Order>) {
-        if !self.repair.settled() || self.safemode.is_on() {
+        if !self.repair.settled() || self.safemode.is_on() || !self.may_put_away() {
             return;
         }
         self.repeat_deletions(index);

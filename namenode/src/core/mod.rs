@@ -14,7 +14,7 @@
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
 //!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs cursors.rs subtree.rs    what happens by itself
-//!  image.rs      checkpoints and loading
+//!  image.rs restore.rs   checkpoints and loading, what a restore changes
 //! ```
 //!
 //! # Consistency
@@ -51,6 +51,7 @@ mod placement;
 mod recovery;
 mod repair;
 mod reports;
+mod restore;
 mod retry;
 mod safemode;
 mod settings;
@@ -133,6 +134,8 @@ pub struct Core {
     epoch: Epoch,
     last_txid: TxId,
     last_checkpoint: TxId,
+    /// The transaction that the state was restored to, until a person confirms it; 0: nothing waits for that.
+    restored_to: u64,
     tree: Tree,
     blocks: BlockMap,
     nodes: Nodes,
@@ -184,6 +187,7 @@ impl Core {
             epoch: Epoch(0),
             last_txid: TxId(0),
             last_checkpoint: TxId(0),
+            restored_to: 0,
             tree: Tree::default(),
             blocks: BlockMap::default(),
             nodes: Nodes::default(),

@@ -237,7 +237,8 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
         | R::ContentSummary(_)
         | R::ReportBadReplica(_)
         | R::ClusterReport(_)
-        | R::SafeMode(_) => &None,
+        | R::SafeMode(_)
+        | R::ConfirmRestore(_) => &None,
     };
     call.as_ref().filter(|call| !call.client_id.is_empty())
 }

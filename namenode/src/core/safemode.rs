@@ -71,7 +71,10 @@ impl Core {
     pub(super) fn safemode_reason(&self) -> String {
         match self.safemode.state {
             State::Off => String::new(),
-            State::Manual => "Safe mode was switched on by hand; `cairn admin safemode leave` ends it.".into(),
+            State::Manual => {
+                let note = self.restore_note();
+                format!("Safe mode was switched on by hand; `cairn admin safemode leave` ends it.{note}")
+            }
             State::Startup { holds_since_ms: Some(since) } => {
                 let left = (since + self.settings.safemode_extension_ms).saturating_sub(self.now_ms);
                 format!("Enough blocks are reported; safe mode ends in {left} ms.")
@@ -85,6 +88,7 @@ impl Core {
                     grouped(needed.saturating_sub(self.repair.safe)),
                 );
                 text.push_str(&self.silent_nodes());
+                text.push_str(&self.restore_note());
                 text
             }
         }

@@ -37,6 +37,9 @@ pub fn text(report: &pb::ClusterReportResponse, journal: &JournalStatus, queued:
         ("cairn_last_checkpoint_txid", "Transaction of the newest image.", report.last_checkpoint_txid),
         ("cairn_epoch", "Epoch of the log.", journal.epoch.0),
         ("cairn_metadata_directories", "Directories that hold the log.", journal.dirs.len() as u64),
+        ("cairn_archived_txid", "Last transaction in the archive; 0 without one.", report.archived_txid),
+        ("cairn_archive_failing", "1 while the log cannot be archived.", u64::from(!report.archive_failure.is_empty())),
+        ("cairn_restored_to_txid", "Not 0: a restore that waits to be confirmed.", report.restored_to_txid),
         ("cairn_event_queue_depth", "Events waiting for the owner.", queued as u64),
         ("cairn_resident_bytes", "Resident memory of this process.", resident),
     ];

@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, watch};
 
+use crate::backup::ArchiveStatus;
 use crate::core::Caller;
 use crate::journal::JournalStatus;
 use crate::server::OwnerRef;
@@ -38,6 +39,8 @@ pub struct State {
     pub owner: OwnerRef,
     /// The log.
     pub journal: watch::Receiver<JournalStatus>,
+    /// The archive of the log, if there is one.
+    pub archive: Option<watch::Receiver<ArchiveStatus>>,
     /// The cluster.
     pub cluster_id: String,
 }
@@ -102,6 +105,12 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Byt
         }),
         "/metrics" => report(state).await.map(|report| {
             let journal = state.journal.borrow().clone();
+            let mut report = report;
+            if let Some(archive) = &state.archive {
+                let status = archive.borrow();
+                report.archived_txid = status.archived.0;
+                report.archive_failure = status.failure.clone().unwrap_or_default();
+            }
             let body = metrics::text(&report, &journal, state.owner.queued(), process::resident_bytes());
             response(StatusCode::OK, "text/plain; version=0.0.4", body)
         }),

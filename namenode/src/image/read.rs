@@ -67,11 +67,21 @@ pub fn read_image(
     mut visit: impl FnMut(&[u8]) -> Result<(), String>,
 ) -> Result<ImageFacts, LogError> {
     let file = fs.open(path, OpenMode::Read).map_err(LogError::io("open", path))?;
+    read_open_image(&*file, path, cluster_id, &mut visit)
+}
+
+/// As [`read_image`], of a file that is open already and may have lost its name meanwhile.
+pub fn read_open_image(
+    file: &dyn File,
+    path: &Path,
+    cluster_id: &str,
+    visit: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+) -> Result<ImageFacts, LogError> {
     let length = file.len().map_err(LogError::io("measure", path))?;
     if length < (HEADER_BYTES + TRAILER_BYTES) as u64 {
         return Err(LogError::damaged_image(path, length, "the image ends early"));
     }
-    let mut reader = Reader { file: &*file, path, length, at: 0, crc: 0 };
+    let mut reader = Reader { file, path, length, at: 0, crc: 0 };
     let mut header = [0; HEADER_BYTES];
     reader.take(&mut header)?;
     let header = check_header(path, &header, cluster_id)?;

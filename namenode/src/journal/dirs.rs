@@ -59,6 +59,11 @@ impl DirState {
     }
 }
 
+/// Whether a directory that holds this counts as empty all the same.
+pub fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name)
+}
+
 /// What `VERSION` holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
@@ -370,7 +375,7 @@ fn open_dir(fs: &dyn Fs, path: &Path, new_id: &mut dyn FnMut() -> String) -> Res
             Some(_) => fs.read_dir(path).map_err(|error| failed("list", &error))?,
             None => Vec::new(),
         };
-        if let Some(entry) = entries.iter().find(|entry| !HARMLESS.contains(&entry.name.as_str())) {
+        if let Some(entry) = entries.iter().find(|entry| !is_harmless(&entry.name)) {
             let text = format!(
                 "{} is not empty and no metadata directory (it holds \"{}\"): give an empty or new one",
                 path.display(),
@@ -388,7 +393,8 @@ fn open_dir(fs: &dyn Fs, path: &Path, new_id: &mut dyn FnMut() -> String) -> Res
     Ok(Found { dir: Arc::new(MetaDir { root: path.to_owned(), dir_id, _lock: lock }), version })
 }
 
-fn read_version(fs: &dyn Fs, path: &Path) -> Result<Option<Version>> {
+/// What the `VERSION` in a directory says; `None`: it has none.
+pub fn read_version(fs: &dyn Fs, path: &Path) -> Result<Option<Version>> {
     let file = path.join(VERSION_FILE);
     let failed = |error: std::io::Error| {
         Error::io(format!("cannot read {}", file.display()), &error).with_subject(file.display().to_string())

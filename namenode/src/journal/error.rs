@@ -50,6 +50,16 @@ pub enum LogError {
         /// Cluster of the directory.
         expected: String,
     },
+    /// An archive holds another future under the same name.
+    #[error(
+        "{} holds other transactions than this log: it was written by a cluster with the same epoch that went on by itself; give \
+         another folder (--archive)",
+        path.display()
+    )]
+    OtherFuture {
+        /// The archived segment.
+        path: PathBuf,
+    },
     /// A piece of the log is absent.
     #[error("{}: transactions {from} to {to} are missing from the log; {way_out}", path.display())]
     Gap {
@@ -97,6 +107,9 @@ pub(crate) const RESTORE_LOG: &str =
 /// The way out of damage in an image.
 pub(crate) const RESTORE_IMAGE: &str = "put back an older image with the log since, start with another metadata directory, or restore from a backup (--restore)";
 
+/// The way out of damage in a backup.
+const RESTORE_BACKUP: &str = "give another backup (--restore)";
+
 impl LogError {
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
@@ -111,12 +124,17 @@ impl LogError {
         Self::Damaged { path: path.to_owned(), offset, what: what.into(), way_out: RESTORE_IMAGE }
     }
 
+    pub(crate) fn damaged_backup(path: &Path, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), offset: 0, what: what.into(), way_out: RESTORE_BACKUP }
+    }
+
     fn path(&self) -> Option<&Path> {
         match self {
             Self::Io { path, .. }
             | Self::Damaged { path, .. }
             | Self::Newer { path, .. }
             | Self::OtherCluster { path, .. }
+            | Self::OtherFuture { path }
             | Self::Gap { path, .. }
             | Self::Refused { path, .. } => Some(path),
             Self::NoneLeft(inner) => inner.path(),
@@ -133,6 +151,7 @@ impl LogError {
             Self::Damaged { .. } | Self::Gap { .. } | Self::Refused { .. } => ErrorCode::Corrupt,
             Self::Newer { .. } => ErrorCode::UnsupportedVersion,
             Self::OtherCluster { .. } => ErrorCode::WrongCluster,
+            Self::OtherFuture { .. } => ErrorCode::StaleEpoch,
             Self::NoneLeft(_) => ErrorCode::Io,
             Self::TooLarge { .. } => ErrorCode::Internal,
         };

@@ -28,8 +28,9 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use dirs::{ClusterFacts, DirSet, DirState, Found, LAYOUT, MetaDir, Version, open_set};
+pub use dirs::{ClusterFacts, DirSet, DirState, Found, LAYOUT, MetaDir, Version, is_harmless, open_set, read_version};
 pub use error::LogError;
+pub(crate) use reader::MAX_SEGMENT_BYTES;
 pub use reader::{LogEnd, LogTail, Segment, cut_tail, list_segments, read_log};
 pub use thread::{Batch, Journal, JournalStatus, SYNC_BUCKETS_US, SyncTimes};
 pub use writer::{LogSizes, LogWriter};

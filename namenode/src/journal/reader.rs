@@ -15,7 +15,7 @@ use super::format::{
 };
 
 /// Longest segment that is read; far above what is ever written (a segment is rolled at its size, then may grow by a batch).
-const MAX_SEGMENT_BYTES: u64 = 4 << 30;
+pub(crate) const MAX_SEGMENT_BYTES: u64 = 4 << 30;
 
 /// One segment of a log.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -16,9 +16,9 @@ use crate::image::ImageWriter;
 use crate::image::format::ImageHeader;
 use crate::journal::LogSizes;
 
-const NOW: Now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
+pub(super) const NOW: Now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
 
-fn plan(disk: &SimDisk, dirs: usize) -> LoadPlan {
+pub(super) fn plan(disk: &SimDisk, dirs: usize) -> LoadPlan {
     LoadPlan {
         fs: Arc::new(disk.clone()),
         clock: Clock::system(),
@@ -28,21 +28,27 @@ fn plan(disk: &SimDisk, dirs: usize) -> LoadPlan {
         superuser: "root".into(),
         supergroup: "supergroup".into(),
         sizes: LogSizes { segment_bytes: 2 << 10, step_bytes: 1 << 10 },
+        restore: None,
+        archive: None,
     }
 }
 
 /// A namenode without its threads: what it promised, and the digest of the state after each transaction.
-struct Life {
-    loaded: Loaded,
+pub(super) struct Life {
+    pub(super) loaded: Loaded,
     disk: SimDisk,
     crash_at: u64,
     promised: TxId,
 }
 
 impl Life {
-    fn start(disk: &SimDisk, dirs: usize, crash_at: u64, seed: u64) -> Result<Self> {
+    pub(super) fn start(disk: &SimDisk, dirs: usize, crash_at: u64, seed: u64) -> Result<Self> {
+        Self::start_as(disk, &plan(disk, dirs), crash_at, seed)
+    }
+
+    pub(super) fn start_as(disk: &SimDisk, plan: &LoadPlan, crash_at: u64, seed: u64) -> Result<Self> {
         let ids = Entropy::seeded(seed);
-        let loaded = load(&plan(disk, dirs), &mut || ids.uuid())?;
+        let loaded = load(plan, &mut || ids.uuid())?;
         let mut life = Self { loaded, disk: disk.clone(), crash_at, promised: TxId(0) };
         life.promise();
         Ok(life)
@@ -54,7 +60,7 @@ impl Life {
         }
     }
 
-    fn mkdir(&mut self, path: &str) {
+    pub(super) fn mkdir(&mut self, path: &str) {
         let request =
             pb::MkdirsRequest { path: path.into(), permission: 0o755, create_parents: true, ..Default::default() };
         let caller = Caller { user: "root".into(), groups: Vec::new(), host: "127.0.0.1".into() };
@@ -68,7 +74,7 @@ impl Life {
         }
     }
 
-    fn edits(&mut self, name: &str, count: usize) {
+    pub(super) fn edits(&mut self, name: &str, count: usize) {
         for number in 0..count {
             self.mkdir(&format!("/{name}/{number}"));
             if number % 3 == 0 {
@@ -80,7 +86,7 @@ impl Life {
         self.promise();
     }
 
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         self.loaded.writer.roll().unwrap();
         let core = &mut self.loaded.core;
         let header = ImageHeader {

@@ -54,6 +54,11 @@ impl OwnerRef {
         self.ask(|answer| Inbox::Checkpoint { caller, answer }).await
     }
 
+    /// Refuses a caller who is no superuser.
+    pub async fn check_superuser(&self, caller: Caller) -> Result<()> {
+        self.ask(|answer| Inbox::CheckSuperuser { caller, answer }).await
+    }
+
     async fn ask<T>(&self, message: impl FnOnce(Answer<T>) -> Inbox) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         self.send(message(answer)).await?;

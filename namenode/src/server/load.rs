@@ -9,11 +9,13 @@ use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use prost::Message;
 
+use crate::backup::check_archive;
+use crate::backup::restore::{Restore, RestorePlan, Restored};
 use crate::core::{Command, Core, CoreSettings, Now};
 use crate::image::{list_images, read_image, remove_leftovers};
 use crate::journal::{
-    ClusterFacts, DirSet, DirState, Found, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail, list_segments,
-    open_set, read_log,
+    ClusterFacts, DirSet, DirState, Found, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail, is_harmless,
+    list_segments, open_set, read_log, read_version,
 };
 
 /// What a start needs.
@@ -34,6 +36,17 @@ pub struct LoadPlan {
     pub supergroup: String,
     /// Sizes of the log.
     pub sizes: LogSizes,
+    /// Fill the (empty) directories from a backup first.
+    pub restore: Option<RestorePlan>,
+    /// Where the log will be archived: not into the archive of another cluster.
+    pub archive: Option<PathBuf>,
+}
+
+impl LoadPlan {
+    /// Before anything is changed.
+    fn check_archive(&self, cluster_id: &str) -> Result<()> {
+        self.archive.as_ref().map_or(Ok(()), |dir| check_archive(&*self.fs, dir, cluster_id))
+    }
 }
 
 /// A core that is ready to serve, and the open end of its log.
@@ -59,6 +72,9 @@ fn now(clock: &Clock) -> Now {
 
 /// Locks the directories, then formats or loads. Blocking.
 pub fn load(plan: &LoadPlan, new_id: &mut dyn FnMut() -> String) -> Result<Loaded> {
+    if let Some(restore) = &plan.restore {
+        return restore_into(plan, restore, new_id);
+    }
     let set = open_set(&*plan.fs, &plan.dirs, plan.accept_missing_dir, new_id)?;
     match set.facts.clone() {
         None => {
@@ -70,12 +86,16 @@ pub fn load(plan: &LoadPlan, new_id: &mut dyn FnMut() -> String) -> Result<Loade
             }
             format(plan, &set, new_id)
         }
-        Some(facts) => load_set(plan, &set, facts),
+        Some(facts) => {
+            plan.check_archive(&facts.cluster_id)?;
+            load_set(plan, &set, facts)
+        }
     }
 }
 
 fn format(plan: &LoadPlan, set: &DirSet, new_id: &mut dyn FnMut() -> String) -> Result<Loaded> {
     let (cluster_id, pool_id) = (new_id(), format!("BP-{}", new_id()));
+    plan.check_archive(&cluster_id)?;
     let facts = ClusterFacts { cluster_id, pool_id, epoch: Epoch(1) };
     let dirs: Vec<Arc<MetaDir>> = set.found.iter().map(|one| Arc::clone(&one.dir)).collect();
     for dir in &dirs {
@@ -121,6 +141,84 @@ fn append_all(writer: &mut LogWriter, commands: Vec<Command>) -> Result<()> {
     }
     writer.flush()?;
     Ok(())
+}
+
+/// Fills empty directories with the state that a person wants, and begins a future of its own.
+fn restore_into(plan: &LoadPlan, wanted: &RestorePlan, new_id: &mut dyn FnMut() -> String) -> Result<Loaded> {
+    for path in &plan.dirs {
+        check_restorable(plan, path)?;
+    }
+    let restore = Restore::open(&*plan.fs, wanted)?;
+    let set = open_set(&*plan.fs, &plan.dirs, false, new_id)?;
+    let (cluster_id, pool_id) = restore.cluster();
+    plan.check_archive(cluster_id)?;
+    let facts = ClusterFacts { cluster_id: cluster_id.to_owned(), pool_id: pool_id.to_owned(), epoch: restore.epoch() };
+    let dirs: Vec<Arc<MetaDir>> = set.found.iter().map(|one| Arc::clone(&one.dir)).collect();
+    for dir in &dirs {
+        write_version(plan, dir, &facts, DirState::Restoring, &dirs)?;
+        dir.clear(&*plan.fs).map_err(|error| Error::io(format!("cannot empty {}", dir.root().display()), &error))?;
+    }
+    let restored = restore.write(&*plan.fs, &dirs)?;
+    let Some(first) = dirs.first() else {
+        return Err(Error::new(ErrorCode::InvalidArgument, "no metadata directory to restore into"));
+    };
+    let Read { mut core, end, image, .. } = read_restored(plan, first, &facts, restored)?;
+    restore.check_time(&*plan.fs, core.newest_time_ms())?;
+    let at = (restored.last, restored.chain);
+    let mut writer = LogWriter::create(Arc::clone(&plan.fs), dirs.clone(), facts.clone(), plan.sizes, at)?;
+    let mut commands = Vec::new();
+    core.begin_restored(now(&plan.clock), &mut commands);
+    core.start(now(&plan.clock), facts.epoch, &mut commands);
+    core.set_last_checkpoint(image);
+    append_all(&mut writer, commands)?;
+    for dir in &dirs {
+        write_version(plan, dir, &facts, DirState::Ready, &dirs)?;
+    }
+    tracing::warn!(
+        cluster_id = %facts.cluster_id, to_txid = %restored.last, epoch = %facts.epoch,
+        "restored: nothing is deleted on datanodes until `cairn admin confirm-restore`"
+    );
+    Ok(Loaded { core, writer, facts, image, replayed: end.records, is_new: false })
+}
+
+/// Only what is empty, or was left half restored, is restored into.
+fn check_restorable(plan: &LoadPlan, path: &std::path::Path) -> Result<()> {
+    let shown = path.display().to_string();
+    let failed = |error: std::io::Error| Error::io(format!("cannot look at {shown}"), &error).with_subject(&shown);
+    let refused = |what: String| {
+        let text = format!("{shown} is not empty ({what}): a restore needs an empty or new directory");
+        Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(&shown))
+    };
+    match plan.fs.metadata(path).map_err(failed)? {
+        None => return Ok(()),
+        Some(found) if !found.is_dir => return refused("it is a file".into()),
+        Some(_) => {}
+    }
+    match read_version(&*plan.fs, path)? {
+        Some(version) if version.state == DirState::Ready => {
+            refused(format!("it holds the metadata of cluster {}", version.cluster_id))
+        }
+        Some(_) => Ok(()),
+        None => match plan.fs.read_dir(path).map_err(failed)?.iter().find(|entry| !is_harmless(&entry.name)) {
+            Some(entry) => refused(format!("it holds \"{}\"", entry.name)),
+            None => Ok(()),
+        },
+    }
+}
+
+/// Reads back what was written, as every later start will.
+fn read_restored(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts, restored: Restored) -> Result<Read> {
+    let (core, image, epoch) = load_image(plan, dir, facts)?;
+    if image != restored.image {
+        let text = format!("the image of transaction {} in the backup cannot be loaded", restored.image);
+        return Err(Error::new(ErrorCode::Corrupt, text));
+    }
+    let read = replay_log(plan, dir, facts, (core, image, epoch))?;
+    if read.core.last_txid() != restored.last {
+        let text = format!("the restored log ends with {}, not with {}", read.core.last_txid(), restored.last);
+        return Err(Error::new(ErrorCode::Internal, text));
+    }
+    Ok(read)
 }
 
 /// A core as one directory tells it.
@@ -207,7 +305,7 @@ fn scan(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts) -> Result<LogEnd, 
 }
 
 fn read_dir(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts) -> Result<Read> {
-    let (mut core, image, mut epoch) = load_image(plan, dir, facts)?;
+    let loaded = load_image(plan, dir, facts)?;
     let log = dir.log();
     if list_segments(&*plan.fs, &log)?.is_empty() {
         let text = format!(
@@ -217,7 +315,16 @@ fn read_dir(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts) -> Result<Read
         );
         return Err(Error::new(ErrorCode::Corrupt, text).with_subject(log.display().to_string()));
     }
-    let end = read_log(&*plan.fs, &log, &facts.cluster_id, image.next(), |record, payload| {
+    replay_log(plan, dir, facts, loaded)
+}
+
+fn replay_log(
+    plan: &LoadPlan,
+    dir: &MetaDir,
+    facts: &ClusterFacts,
+    (mut core, image, mut epoch): (Core, TxId, Epoch),
+) -> Result<Read> {
+    let end = read_log(&*plan.fs, &dir.log(), &facts.cluster_id, image.next(), |record, payload| {
         let edit = pb::Edit::decode(payload).map_err(|error| format!("not an edit: {error}"))?;
         core.replay(record.txid, edit).map_err(|error| error.to_string())
     })?;

@@ -24,6 +24,8 @@ mod service;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod restore_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
@@ -37,13 +39,14 @@ use cairn_common::work::OwnerHandle;
 use cairn_proto::pb::cluster_server::ClusterServer;
 use cairn_proto::pb::namenode_server::NamenodeServer;
 use cairn_proto::{Error, ErrorCode, Result};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::backup::Archiver;
 use crate::http;
 use crate::image::Imager;
-use crate::journal::{Journal, JournalStatus, LogSizes};
+use crate::journal::{Journal, LogSizes};
 use crate::settings::NamenodeSettings;
 
 pub use handle::OwnerRef;
@@ -71,6 +74,7 @@ pub struct Running {
     ended: watch::Receiver<Option<Result<()>>>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    archiver: Option<Archiver>,
     env: Env,
 }
 
@@ -98,6 +102,14 @@ impl Namenode {
         let (queue, inbox) = mpsc::channel(settings.event_queue);
         let owner = OwnerRef::new(queue);
         let journal_status = journal.status();
+        let archiver = match &settings.archive {
+            None => None,
+            Some(dir) => {
+                let started = Archiver::start(&env, journal.status(), dir.clone(), facts.cluster_id.clone());
+                Some(started.map_err(threads)?)
+            }
+        };
+        let archive = archiver.as_ref().map(Archiver::status);
         loaded.core.set_last_checkpoint(loaded.image);
         let parts = owner::OwnerParts {
             env: env.clone(),
@@ -116,19 +128,28 @@ impl Namenode {
         let owner_thread = env.work.owner("nn-owner", run).map_err(threads)?;
         let (stop, stopped) = watch::channel(false);
         let (rpc_addr, http_addr) = (listener.local_addr(), http_listener.as_ref().map(|one| one.local_addr()));
-        let facts_of_door = (facts.cluster_id.clone(), journal_status.clone());
-        let mut tasks = serve_rpc(&env, &settings, listener, facts_of_door, &owner, stopped.clone());
+        let storage = service::Storage {
+            env: env.clone(),
+            journal: journal_status.clone(),
+            archive: archive.clone(),
+            configured_dirs: settings.dirs.len() as u32,
+            cluster_id: facts.cluster_id.clone(),
+            pool_id: facts.pool_id.clone(),
+            backups: Arc::new(Semaphore::new(1)),
+        };
+        let mut tasks = serve_rpc(&env, &settings, listener, storage, &owner, stopped.clone());
         if let Some(listener) = http_listener {
             let state = http::State {
                 env: env.clone(),
                 owner: owner.clone(),
                 journal: journal_status,
+                archive,
                 cluster_id: facts.cluster_id.clone(),
             };
             tasks.push(tokio::spawn(http::serve(listener, state, stopped)));
         }
         let (cluster_id, pool_id) = (facts.cluster_id, facts.pool_id);
-        Ok(Running { rpc_addr, http_addr, cluster_id, pool_id, owner, owner_thread, ended, stop, tasks, env })
+        Ok(Running { rpc_addr, http_addr, cluster_id, pool_id, owner, owner_thread, ended, stop, tasks, archiver, env })
     }
 }
 
@@ -148,6 +169,8 @@ async fn load_off_thread(env: &Env, settings: &NamenodeSettings) -> Result<load:
         superuser,
         supergroup: settings.supergroup.clone(),
         sizes: LogSizes { segment_bytes: settings.segment_bytes, step_bytes: settings.segment_step_bytes },
+        restore: settings.restore.clone(),
+        archive: settings.archive.clone(),
     };
     let entropy = env.entropy.clone();
     env.work.io(move || load::load(&plan, &mut || entropy.uuid())).await
@@ -173,7 +196,7 @@ fn serve_rpc(
     env: &Env,
     settings: &NamenodeSettings,
     listener: cairn_common::net::Listener,
-    (cluster_id, journal): (String, watch::Receiver<JournalStatus>),
+    storage: service::Storage,
     owner: &OwnerRef,
     mut stopped: watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
@@ -181,14 +204,14 @@ fn serve_rpc(
     let door = accept::Door {
         env: env.clone(),
         listener,
-        cluster_id,
-        journal,
+        cluster_id: storage.cluster_id.clone(),
+        journal: storage.journal.clone(),
         max_connections: settings.max_connections,
         served,
         stop: stopped.clone(),
     };
     let groups = groups::Groups::new(env.clone(), settings.groups_cache_ms);
-    let service = service::Service::new(owner.clone(), groups);
+    let service = service::Service::new(owner.clone(), groups, storage);
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(settings.calls_per_connection)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -227,6 +250,9 @@ impl Running {
         // The owner first: it ends the report streams, which would keep the server waiting.
         let _ = self.owner.send(owner::Inbox::Stop).await;
         self.owner_thread.join().await;
+        if let Some(archiver) = self.archiver {
+            archiver.close().await;
+        }
         // Nobody may be listening any more.
         let _ = self.stop.send(true);
         for mut task in self.tasks {

@@ -103,6 +103,13 @@ pub enum Inbox {
         /// Where the answer goes.
         answer: Answer<pb::CheckpointResponse>,
     },
+    /// Something that the server does itself, and only for superusers.
+    CheckSuperuser {
+        /// Who.
+        caller: Caller,
+        /// Where the answer goes.
+        answer: Answer<()>,
+    },
     /// End in order.
     Stop,
 }
@@ -303,18 +310,29 @@ impl Owner {
                 }
             }
             Inbox::Checkpoint { caller, answer } => self.image_asked(caller, answer),
+            Inbox::CheckSuperuser { caller, answer } => {
+                // The caller may have gone away.
+                let _ = answer.send(self.check_superuser(caller));
+            }
             Inbox::Stop => self.stopping = true,
         }
     }
 
     fn image_asked(&mut self, caller: Caller, answer: Answer<pb::CheckpointResponse>) {
+        match self.check_superuser(caller) {
+            Ok(()) => self.images_asked.push(answer),
+            // The caller may have gone away.
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn check_superuser(&self, caller: Caller) -> Result<()> {
         if self.core.is_superuser(&caller) {
-            return self.images_asked.push(answer);
+            return Ok(());
         }
         let user = caller.user;
         let error = Error::new(ErrorCode::PermissionDenied, format!("user {user} is not a superuser"));
-        // The caller may have gone away.
-        let _ = answer.send(Err(error.with_subject(user)));
+        Err(error.with_subject(user))
     }
 
     fn wait(&mut self, waiter: Waiter) -> ReplyTo {

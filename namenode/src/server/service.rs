@@ -1,23 +1,29 @@
 //! The gRPC services: they build an event, wait for its answer, and decide nothing.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use cairn_common::Env;
 use cairn_common::net::opening::Peer;
 use cairn_proto::pb::cluster_server::Cluster;
 use cairn_proto::pb::namenode_server::Namenode;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use futures_util::Stream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::groups::Groups;
 use super::handle::OwnerRef;
 use super::owner::{Down, Inbox};
+use crate::backup::{ArchiveStatus, BackupPlan, BackupSource};
 use crate::core::Caller;
+use crate::journal::JournalStatus;
 
 /// Messages that may wait for a datanode that is slow to read.
 const DOWN_QUEUE: usize = 64;
+/// Pieces of a backup that may wait for its receiver.
+const BACKUP_QUEUE: usize = 2;
 /// Where a gRPC tool without our handshake names its user.
 const USER_KEY: &str = "cairn-user";
 /// Role of such a peer.
@@ -28,12 +34,54 @@ pub const BARE_GRPC: &str = "grpc";
 pub struct Service {
     owner: OwnerRef,
     groups: Groups,
+    storage: Storage,
+}
+
+/// What the services know of the disks; the core knows nothing of them.
+#[derive(Clone)]
+pub struct Storage {
+    /// The machine.
+    pub env: Env,
+    /// The log.
+    pub journal: watch::Receiver<JournalStatus>,
+    /// The archive, if there is one.
+    pub archive: Option<watch::Receiver<ArchiveStatus>>,
+    /// Metadata directories that the settings name.
+    pub configured_dirs: u32,
+    /// The cluster.
+    pub cluster_id: String,
+    /// Its block pool.
+    pub pool_id: String,
+    /// One backup at a time: each reads all of the metadata.
+    pub backups: Arc<Semaphore>,
 }
 
 impl Service {
     /// Services in front of `owner`.
-    pub fn new(owner: OwnerRef, groups: Groups) -> Self {
-        Self { owner, groups }
+    pub fn new(owner: OwnerRef, groups: Groups, storage: Storage) -> Self {
+        Self { owner, groups, storage }
+    }
+
+    async fn begin_backup(&self, caller: Caller) -> Result<(BackupSource, OwnedSemaphorePermit)> {
+        self.owner.check_superuser(caller).await?;
+        let Ok(permit) = Arc::clone(&self.storage.backups).try_acquire_owned() else {
+            return Err(Error::new(ErrorCode::Busy, "another backup is being made: wait for it"));
+        };
+        let Storage { env, journal, cluster_id, pool_id, .. } = self.storage.clone();
+        let plan = {
+            let status = journal.borrow();
+            BackupPlan {
+                dirs: status.dirs.clone(),
+                last: status.durable,
+                epoch: status.epoch,
+                made_ms: env.clock.wall_ms(),
+                cluster_id,
+                pool_id,
+            }
+        };
+        let fs = Arc::clone(&env.fs);
+        let source = env.work.io(move || BackupSource::open(&*fs, &plan)).await?;
+        Ok((source, permit))
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller> {
@@ -77,6 +125,35 @@ macro_rules! forward {
                 let caller = self.caller(&request).await?;
                 Ok(Response::new(self.owner.checkpoint(caller).await?))
             }
+
+            async fn cluster_report(
+                &self,
+                request: Request<pb::ClusterReportRequest>,
+            ) -> std::result::Result<Response<pb::ClusterReportResponse>, Status> {
+                let caller = self.caller(&request).await?;
+                let mut report: pb::ClusterReportResponse = self.owner.call(caller, request.into_inner()).await?;
+                report.metadata_dirs = self.storage.journal.borrow().dirs.len() as u32;
+                report.metadata_dirs_configured = self.storage.configured_dirs;
+                if let Some(archive) = &self.storage.archive {
+                    let status = archive.borrow();
+                    report.archived_txid = status.archived.0;
+                    report.archive_failure = status.failure.clone().unwrap_or_default();
+                }
+                Ok(Response::new(report))
+            }
+
+            type BackupStream = Pin<Box<dyn Stream<Item = std::result::Result<pb::BackupChunk, Status>> + Send>>;
+
+            async fn backup(
+                &self,
+                request: Request<pb::BackupRequest>,
+            ) -> std::result::Result<Response<Self::BackupStream>, Status> {
+                let caller = self.caller(&request).await?;
+                let (source, permit) = self.begin_backup(caller).await?;
+                let (pieces, stream) = mpsc::channel(BACKUP_QUEUE);
+                tokio::spawn(send_backup(self.storage.env.clone(), source, pieces, permit));
+                Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+            }
         }
     };
 }
@@ -107,8 +184,39 @@ forward! {
     set_times(SetTimesRequest) -> SetTimesResponse;
     set_replication(SetReplicationRequest) -> SetReplicationResponse;
     report_bad_replica(ReportBadReplicaRequest) -> ReportBadReplicaResponse;
-    cluster_report(ClusterReportRequest) -> ClusterReportResponse;
     safe_mode(SafeModeRequest) -> SafeModeResponse;
+    confirm_restore(ConfirmRestoreRequest) -> ConfirmRestoreResponse;
+}
+
+/// Sends a backup piece by piece; ends early when the receiver goes away.
+async fn send_backup(
+    env: Env,
+    mut source: BackupSource,
+    pieces: mpsc::Sender<std::result::Result<pb::BackupChunk, Status>>,
+    _permit: OwnedSemaphorePermit,
+) {
+    loop {
+        let (back, piece) = env
+            .work
+            .io(move || {
+                let piece = source.next_piece();
+                (source, piece)
+            })
+            .await;
+        source = back;
+        let message = match piece {
+            Ok(Some(data)) => Ok(pb::BackupChunk { data: data.into() }),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "a backup could not be made");
+                Err(error.into())
+            }
+        };
+        let failed = message.is_err();
+        if pieces.send(message).await.is_err() || failed {
+            return;
+        }
+    }
 }
 
 #[tonic::async_trait]

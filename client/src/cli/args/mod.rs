@@ -59,7 +59,7 @@ Files:
 Health:
   blocks        Show every block of a file and where its replicas are
   fsck          Check files and blocks
-  admin         report, safemode, checkpoint, recover-lease
+  admin         report, safemode, checkpoint, backup, confirm-restore, recover-lease
 
 Jobs:
   job           wordcount, grep, plan
@@ -260,6 +260,21 @@ pub struct NamenodeArgs {
     /// Start although a folder is missing, with the newest of the others
     #[arg(long)]
     pub accept_missing_dir: bool,
+    /// Copy the log there while it is written; another disk or machine
+    #[arg(long, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
+    /// Fill the empty folder of --dir from a backup, then serve
+    #[arg(long, value_name = "FILE")]
+    pub restore: Option<PathBuf>,
+    /// With --restore: the archive to go on with behind the backup
+    #[arg(long, value_name = "DIR", requires = "restore")]
+    pub log: Option<PathBuf>,
+    /// With --restore: the last transaction to restore [default: the last there is]
+    #[arg(long, value_name = "N", requires = "restore", conflicts_with = "to_time")]
+    pub to_txid: Option<u64>,
+    /// With --restore: the moment to restore, as 2026-11-22T21:04:12Z or milliseconds since 1970
+    #[arg(long, value_name = "T", requires = "restore", value_parser = cairn_common::timetext::parse_time)]
+    pub to_time: Option<u64>,
     /// Listen on an address that others can reach, without TLS
     #[arg(long)]
     pub insecure: bool,
@@ -311,6 +326,14 @@ pub enum AdminCommand {
     },
     /// Write an image of the namespace now
     Checkpoint,
+    /// Write a backup of the namenode's metadata to a local file
+    Backup {
+        /// The file; it appears when it is whole
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// After a restore: let datanodes put away what the restored namespace does not know
+    ConfirmRestore,
     /// Take a file from its writer and close it with all that was acknowledged
     RecoverLease {
         /// Give up after so many seconds

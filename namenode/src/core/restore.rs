@@ -1,0 +1,90 @@
+//! After a restore: counters that were moved on, and the word of a person before anything is put away.
+//!
+//! # Consistency
+//! The future that was left behind has handed out ids and generations that this namenode does not know of. The first edit
+//! after a restore moves all counters on by [`COUNTER_STEP`], so none of them is ever handed out again, and whatever
+//! datanodes report of them is unknown here. Until [`Core::confirm_restore`] no replica is deleted or quarantined: if the
+//! wrong moment was restored, the right one can still be.
+
+use cairn_proto::Error;
+use cairn_proto::pb::{self, edit::Kind};
+
+use super::event::{Command, Now};
+use super::permissions::Who;
+use super::{Carries, Core, Turn, codec};
+
+/// How far the counters move: more than any future hands out before somebody notices.
+pub const COUNTER_STEP: u64 = 1 << 32;
+
+impl Core {
+    /// The log has been replayed up to the transaction that a person wants: logs what makes it a future of its own. To be
+    /// followed by [`Core::start`] with a higher epoch.
+    pub fn begin_restored(&mut self, now: Now, commands: &mut Vec<Command>) {
+        let counters = self.counters;
+        let edit = pb::EditRestore {
+            to_txid: self.last_txid.0,
+            inode: counters.inode + COUNTER_STEP,
+            block: counters.block + COUNTER_STEP,
+            generation: counters.generation + COUNTER_STEP,
+        };
+        let mut turn = Turn { wall_ms: now.wall_ms, random: codec::Random::new(0), commands, call: None };
+        // Cannot fail: the counters rise, and the cluster is formatted.
+        let _ = self.commit(&mut turn, Carries::Nothing, Kind::Restore(edit));
+    }
+
+    /// Time of the newest edit, milliseconds since 1970.
+    pub fn newest_time_ms(&self) -> u64 {
+        self.counters.wall_ms
+    }
+
+    pub(super) fn apply_restore(&mut self, edit: &pb::EditRestore) -> Result<(), String> {
+        let counters = &mut self.counters;
+        if edit.inode < counters.inode || edit.block < counters.block || edit.generation < counters.generation {
+            return Err("it would hand out numbers twice".into());
+        }
+        if edit.to_txid == 0 {
+            return Err("it names no transaction".into());
+        }
+        (counters.inode, counters.block, counters.generation) = (edit.inode, edit.block, edit.generation);
+        self.restored_to = edit.to_txid;
+        Ok(())
+    }
+
+    pub(super) fn apply_confirm_restore(&mut self) -> Result<(), String> {
+        if self.restored_to == 0 {
+            return Err("no restore waits to be confirmed".into());
+        }
+        self.restored_to = 0;
+        Ok(())
+    }
+
+    /// The restored state is the right one. Nothing happens if no restore waits for that.
+    pub(super) fn confirm_restore(
+        &mut self,
+        turn: &mut Turn<'_>,
+        who: &Who<'_>,
+    ) -> Result<pb::ConfirmRestoreResponse, Error> {
+        self.check_superuser(who)?;
+        let restored_to_txid = self.restored_to;
+        if restored_to_txid != 0 {
+            self.commit(turn, Carries::Nothing, Kind::ConfirmRestore(pb::EditConfirmRestore {}))?;
+        }
+        Ok(pb::ConfirmRestoreResponse { restored_to_txid })
+    }
+
+    /// Whether replicas may be put away: not while a restore waits to be confirmed.
+    pub(super) fn may_put_away(&self) -> bool {
+        self.restored_to == 0
+    }
+
+    /// What there is to say of an unconfirmed restore; empty if there is none.
+    pub(super) fn restore_note(&self) -> String {
+        match self.restored_to {
+            0 => String::new(),
+            txid => format!(
+                " The namespace was restored to transaction {txid}: nothing is deleted on datanodes until \
+                 `cairn admin confirm-restore`."
+            ),
+        }
+    }
+}
