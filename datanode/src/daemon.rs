@@ -159,6 +159,8 @@ impl Running {
                 tracing::warn!("syncing an open block at shutdown: {error}");
             }
         }
+        let synced = Arc::clone(&transfer.store);
+        transfer.env.work.io(move || synced.sync_open_names()).await;
         for task in tasks {
             let abort = task.abort_handle();
             if clock.timeout(SHUTDOWN_LIMIT, task).await.is_err() {

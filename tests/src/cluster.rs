@@ -335,6 +335,14 @@ impl Cluster {
         self.datanodes[index].process = self.respawn(&member, &format!("datanode-{index}"));
     }
 
+    /// The same with another `--dir`.
+    pub fn restart_datanode_on(&mut self, index: usize, dirs: &str) {
+        let command = &mut self.datanodes[index].command;
+        let at = command.iter().position(|arg| arg == "--dir").expect("a datanode is told its folder");
+        command[at + 1] = dirs.into();
+        self.restart_datanode(index);
+    }
+
     /// Starts the killed namenode again, with the command that it had.
     pub fn restart_namenode(&mut self) {
         let member = self.namenode.clone();

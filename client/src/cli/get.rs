@@ -43,9 +43,10 @@ fn look(path: &Path) -> Outcome<Local> {
     }
 }
 
-async fn connect(context: &Context, no_short_circuit: bool) -> Outcome<FileSystem> {
+async fn connect(context: &Context, no_short_circuit: bool, hedged_after: Option<u64>) -> Outcome<FileSystem> {
     let mut settings = context.client_settings()?;
     settings.short_circuit &= !no_short_circuit;
+    settings.hedged_after_ms = hedged_after.unwrap_or(settings.hedged_after_ms);
     Ok(FileSystem::connect(context.env.clone(), settings).await?)
 }
 
@@ -61,7 +62,7 @@ pub async fn get(context: &mut Context, args: &GetArgs) -> Outcome {
     let Some((target, sources)) = args.names.split_last() else { return Ok(()) };
     let sources: Result<Vec<String>, String> = sources.iter().map(|source| cluster_path(source)).collect();
     let sources = sources.map_err(Failure::Usage)?;
-    let fs = connect(context, args.no_short_circuit).await?;
+    let fs = connect(context, args.no_short_circuit, args.hedged_after).await?;
     let found = expand_all(&fs, &sources).await?;
     if target == "-" {
         return print(context, &fs, &found).await;
@@ -181,7 +182,7 @@ async fn get_folder(
 
 /// `cat`
 pub async fn cat(context: &mut Context, args: &CatArgs) -> Outcome {
-    let fs = connect(context, args.no_short_circuit).await?;
+    let fs = connect(context, args.no_short_circuit, args.hedged_after).await?;
     let found = expand_all(&fs, &args.paths).await?;
     print(context, &fs, &found).await
 }

@@ -1,27 +1,18 @@
-//! `blocks`, `fsck` and `admin`: where the bytes are and how they fare.
+//! `blocks` and `admin`: where the bytes are and how the cluster fares.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cairn_client::fs::{
-    ErrorKind, FileStatus, FileSystem, LocatedBlock, NodeState, Replica, ReplicaState, SafeModeAction,
-};
+use cairn_client::fs::{FileStatus, FileSystem, LocatedBlock, Replica, SafeModeAction};
 
-use crate::args::{AdminCommand, BlocksArgs, FsckArgs, SafemodeArg};
+use crate::args::{AdminCommand, BlocksArgs, SafemodeArg};
 use crate::backup;
-use crate::context::{Context, expand, expand_one, in_parallel};
-use crate::output::{Columns, Failure, Out, Outcome, failure};
-use crate::progress::Progress;
-use crate::show::{
-    BlockJson, BlocksJson, FsckJson, NodeJson, ProblemJson, ReplicaJson, ReportJson, is_directory, node_state,
-    replica_state,
-};
+use crate::context::{Context, expand_one, in_parallel};
+use crate::output::{Columns, Out, Outcome, failure};
+use crate::show::{BlockJson, BlocksJson, NodeJson, ReplicaJson, ReportJson, is_directory, node_state, replica_state};
 use crate::units::{self, counted, grouped, human_size};
 
 /// Datanodes asked at a time.
 const QUESTIONS: usize = 16;
-/// Replicas read at a time by `fsck --verify`; more would only make disks seek.
-const VERIFICATIONS: usize = 8;
 
 /// `blocks`
 pub async fn blocks(context: &mut Context, args: &BlocksArgs) -> Outcome {
@@ -107,176 +98,6 @@ fn show_blocks(out: &mut Out, status: &FileStatus, blocks: &[BlockJson]) -> Outc
 fn show_replica(replica: &ReplicaJson) -> String {
     let state = if replica.state == "finalized" { String::new() } else { format!("({})", replica.state) };
     format!("{}{}{state}", replica.host, replica.rack)
-}
-
-/// `fsck`
-pub async fn fsck(context: &mut Context, args: &FsckArgs) -> Outcome {
-    let fs = context.connect().await?;
-    let roots = expand(&fs, &args.path).await?;
-    let report = fs.cluster_report().await?;
-    let racks: BTreeSet<&str> = report
-        .nodes
-        .iter()
-        .filter(|node| matches!(node.state(), NodeState::Live | NodeState::Stale))
-        .map(|node| node.rack.as_str())
-        .collect();
-    let mut found = FsckJson::default();
-    let mut verified = 0;
-    let progress = Progress::start(context, "checked", None);
-    let mut pending: Vec<FileStatus> = roots;
-    while let Some(status) = pending.pop() {
-        let files = if is_directory(&status) {
-            found.directories += 1;
-            match list_with_blocks(&fs, &status.path, &mut pending).await? {
-                Some(files) => files,
-                None => continue,
-            }
-        } else {
-            vec![FileStatus { blocks: fs.block_locations(&status.path, 0, 0).await?, ..status }]
-        };
-        for file in &files {
-            check_file(file, racks.len(), &mut found);
-        }
-        if args.verify {
-            verified += verify_files(&fs, &files, &progress, &mut found).await?;
-        }
-    }
-    progress.finish().await;
-    found.verified_replicas = args.verify.then_some(verified);
-    let healthy = found.missing == 0 && found.corrupt == 0;
-    found.status = if healthy { "healthy" } else { "corrupt" };
-    let out = &mut context.out;
-    if out.json {
-        out.json(&found)?
-    } else {
-        show_fsck(out, &args.path, &found)?;
-        if let Some(note) = backup::unconfirmed(report.restored_to_txid) {
-            out.line(note)?;
-        }
-    }
-    if healthy { Ok(()) } else { Err(Failure::Exit(1)) }
-}
-
-/// Files of a directory with their blocks; its directories go to `pending`. `None`: it is gone meanwhile.
-async fn list_with_blocks(
-    fs: &FileSystem,
-    directory: &str,
-    pending: &mut Vec<FileStatus>,
-) -> Outcome<Option<Vec<FileStatus>>> {
-    let mut files = Vec::new();
-    let mut pages = fs.list_with_locations(directory)?;
-    loop {
-        match pages.next().await {
-            Ok(Some(page)) => {
-                for entry in page {
-                    if is_directory(&entry) { pending.push(entry) } else { files.push(entry) }
-                }
-            }
-            Ok(None) => return Ok(Some(files)),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Counts what the namenode knows of one file.
-fn check_file(file: &FileStatus, racks: usize, found: &mut FsckJson) {
-    found.files += 1;
-    found.bytes += file.length;
-    found.open_files += u64::from(file.open);
-    for located in &file.blocks {
-        found.blocks += 1;
-        if !located.complete {
-            continue;
-        }
-        let good: Vec<&Replica> =
-            located.replicas.iter().filter(|replica| replica.state() != ReplicaState::ReplicaCorrupt).collect();
-        let mut problem = |text: String| {
-            let block = located.block.as_ref().map_or(0, |block| block.id);
-            found.problems.push(ProblemJson { path: file.path.clone(), block, problem: text });
-        };
-        let wanted = file.replication as usize;
-        if good.is_empty() && (located.corrupt || !located.replicas.is_empty()) {
-            problem("every replica is corrupt".into());
-            found.corrupt += 1;
-        } else if good.is_empty() {
-            problem("it has no replica".into());
-            found.missing += 1;
-        } else if good.len() < wanted {
-            problem(format!("{} of {wanted} replicas", good.len()));
-            found.under_replicated += 1;
-        } else if good.len() > wanted {
-            found.over_replicated += 1;
-        }
-        let standing: BTreeSet<&str> = good.iter().map(|replica| replica.rack.as_str()).collect();
-        if standing.len() == 1 && good.len() > 1 && wanted > 1 && racks > 1 {
-            problem(format!("all replicas are on rack {}", good[0].rack));
-            found.mis_replicated += 1;
-        }
-    }
-}
-
-/// Makes the datanodes check every replica of these files; returns how many are whole.
-async fn verify_files(
-    fs: &FileSystem,
-    files: &[FileStatus],
-    progress: &Progress,
-    found: &mut FsckJson,
-) -> Outcome<u64> {
-    let blocks = files.iter().flat_map(|file| file.blocks.iter().map(move |located| (file, located)));
-    let checks = blocks
-        .filter(|(_, located)| located.complete)
-        .flat_map(|(file, located)| located.replicas.iter().map(move |replica| (file, located, replica)))
-        .map(|(file, located, replica)| async move {
-            let block = located.block.clone().unwrap_or_default();
-            let result = fs.verify_replica(replica, &block).await;
-            progress.add(located.length);
-            Ok((file, block.id, replica, result))
-        });
-    let mut whole = 0;
-    let mut bad_blocks = BTreeSet::new();
-    in_parallel(VERIFICATIONS, checks, |(file, block, replica, result)| {
-        let error = match result {
-            Ok(_) => {
-                whole += 1;
-                return;
-            }
-            Err(error) => error,
-        };
-        if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) && bad_blocks.insert(block) {
-            found.corrupt += 1;
-        }
-        let problem = format!("replica on {}: {error}", replica.host);
-        found.problems.push(ProblemJson { path: file.path.clone(), block, problem });
-    })
-    .await?;
-    Ok(whole)
-}
-
-fn show_fsck(out: &mut Out, path: &str, found: &FsckJson) -> Outcome {
-    for problem in &found.problems {
-        out.line(format!("{}: block {}: {}", problem.path, problem.block, problem.problem))?;
-    }
-    let mut columns = Columns::new(&[1]);
-    for (name, number) in [
-        ("directories", found.directories),
-        ("files", found.files),
-        ("open files", found.open_files),
-        ("bytes", found.bytes),
-        ("blocks", found.blocks),
-        ("missing", found.missing),
-        ("corrupt", found.corrupt),
-        ("under-replicated", found.under_replicated),
-        ("mis-replicated", found.mis_replicated),
-        ("over-replicated", found.over_replicated),
-    ] {
-        columns.row(vec![format!("  {name}"), grouped(number)]);
-    }
-    if let Some(number) = found.verified_replicas {
-        columns.row(vec!["  replicas verified".into(), grouped(number)]);
-    }
-    columns.print(out)?;
-    out.line(format!("{path} is {}", found.status))
 }
 
 /// `admin`
@@ -435,7 +256,3 @@ async fn checkpoint(context: &mut Context) -> Outcome {
     let time = units::human_millis(done.elapsed_ms);
     out.line(format!("image of transaction {} written: {} in {time}", done.txid, human_size(done.bytes)))
 }
-
-#[cfg(test)]
-#[path = "health_tests.rs"]
-mod tests;

@@ -21,6 +21,7 @@ mod context;
 mod corpus;
 mod daemon;
 mod demo;
+mod fsck;
 mod get;
 mod health;
 mod job;
@@ -31,6 +32,7 @@ mod names;
 mod output;
 mod progress;
 mod put;
+mod salvage;
 mod show;
 mod state;
 mod stream;
@@ -184,7 +186,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Outcome {
         Command::Chown(args) => names::chown(context, &args).await,
         Command::Setrep(args) => names::setrep(context, &args).await,
         Command::Blocks(args) => health::blocks(context, &args).await,
-        Command::Fsck(args) => health::fsck(context, &args).await,
+        Command::Fsck(args) => fsck::fsck(context, &args).await,
         Command::Admin(command) => health::admin(context, &command).await,
         Command::Job(command) => job::job(context, &command).await,
     }

@@ -84,8 +84,41 @@ pub struct FsckJson {
     /// With `--verify`: replicas read and found whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified_replicas: Option<u64>,
-    /// What is wrong, one entry per block.
+    /// Damaged files below `/lost+found` that an earlier `--fix` has put there; they do not count.
+    pub set_aside: u64,
+    /// Bytes of files that no replica has whole.
+    pub lost_bytes: u64,
+    /// Which files lose what.
+    pub lost: Vec<LostJson>,
+    /// What is wrong, one entry per block or replica.
     pub problems: Vec<ProblemJson>,
+    /// With `--fix`: what became of the damaged files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed: Option<Vec<FixedJson>>,
+}
+
+/// A range of a file that no replica has whole.
+#[derive(Serialize, Debug, PartialEq, Eq, Clone)]
+pub struct LostJson {
+    pub path: String,
+    pub block: i64,
+    pub offset: u64,
+    pub length: u64,
+    pub reason: String,
+}
+
+/// What `fsck --fix` did with a damaged file.
+#[derive(Serialize, Debug, PartialEq, Eq, Clone)]
+pub struct FixedJson {
+    pub path: String,
+    /// Where it was moved to; none: it was left alone.
+    pub target: Option<String>,
+    /// Runs of whole blocks that were copied out of it, and their bytes.
+    pub salvaged_files: u64,
+    pub salvaged_bytes: u64,
+    /// Why it was left alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A block that `fsck` found something about.
@@ -93,6 +126,12 @@ pub struct FsckJson {
 pub struct ProblemJson {
     pub path: String,
     pub block: i64,
+    /// Of the block in the file.
+    pub offset: u64,
+    pub length: u64,
+    /// Host of the replica that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
     pub problem: String,
 }
 

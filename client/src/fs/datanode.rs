@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn_common::Env;
@@ -34,6 +35,14 @@ pub(crate) struct Datanodes {
     idle: Mutex<HashMap<String, Vec<Idle>>>,
     avoid_until_ms: Mutex<HashMap<String, u64>>,
     buffers: Buffers,
+    pub(super) hedges: Hedges,
+}
+
+/// Counts of reads for which a second replica was asked.
+#[derive(Default)]
+pub(crate) struct Hedges {
+    pub(crate) started: AtomicU64,
+    pub(crate) won: AtomicU64,
 }
 
 struct Idle {
@@ -69,6 +78,7 @@ impl Datanodes {
             avoid_until_ms: Mutex::default(),
             // A frame is read together with the header after it.
             buffers: Buffers::new(settings.frame_bytes as usize + FRAME_HEADER_BYTES),
+            hedges: Hedges::default(),
         }
     }
 
@@ -194,6 +204,12 @@ pub struct FileChecksum {
 }
 
 impl FileSystem {
+    /// How often a second replica was asked because the first was slow (`hedged_after_ms`), and how often it was the faster one.
+    pub fn hedged_reads(&self) -> (u64, u64) {
+        let hedges = &self.inner.datanodes.hedges;
+        (hedges.started.load(Ordering::Relaxed), hedges.won.load(Ordering::Relaxed))
+    }
+
     /// Opens a connection to a datanode's data port, for operations that this library has no call for.
     pub async fn data_connection(&self, address: &str) -> Result<Conn> {
         self.inner.datanodes.dial(address).await

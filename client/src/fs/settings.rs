@@ -52,6 +52,9 @@ pub struct ClientSettings {
     pub read_ahead_bytes: u64,
     /// A datanode that sends nothing for so long is left for the next replica.
     pub read_stall_ms: u64,
+    /// A datanode that sends nothing for so long gets a rival: another replica is asked too, and the first to send goes on; 0: never. Shorter:
+    /// slow disks and nodes are felt less; too short, and much is read twice.
+    pub hedged_after_ms: u64,
     /// How often the locations of a block are asked for again after all its replicas failed.
     pub read_rounds: u32,
     /// How long a datanode that could not be reached is tried last.
@@ -83,6 +86,7 @@ impl Default for ClientSettings {
             replace_deadline_ms: 10_000,
             read_ahead_bytes: 8 << 20,
             read_stall_ms: 15_000,
+            hedged_after_ms: 0,
             read_rounds: 3,
             avoid_node_ms: 30_000,
             lease_renew_ms: 10_000,
@@ -134,6 +138,10 @@ impl ClientSettings {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn hedged_after(&self) -> Option<Duration> {
+        (self.hedged_after_ms > 0).then(|| Duration::from_millis(self.hedged_after_ms))
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {

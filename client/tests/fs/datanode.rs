@@ -54,6 +54,8 @@ pub struct Script {
     pub corrupt_reads: bool,
     /// Drops the connection after so many frames of a read, always.
     pub cut_reads: Option<usize>,
+    /// Sends nothing more after so many frames of a read, and keeps the connection open, always.
+    pub stall_reads: Option<usize>,
 }
 
 #[derive(Clone, Default)]
@@ -459,7 +461,7 @@ async fn serve_read(conn: &mut Conn, state: &Mutex<State>, read: pb::ReadBlock) 
     let mut out = Vec::new();
     let mut cut_at = usize::MAX;
     for (k, (_, header, payload)) in replica.frames.iter().filter(|(header, ..)| wanted(header)).enumerate() {
-        if script.cut_reads == Some(k) {
+        if script.cut_reads == Some(k) || script.stall_reads == Some(k) {
             cut_at = out.len() + 10;
         }
         out.extend_from_slice(header);
@@ -473,6 +475,10 @@ async fn serve_read(conn: &mut Conn, state: &Mutex<State>, read: pb::ReadBlock) 
     let ready = pb::ReadReady { frame_bytes, replica_length: replica.length(), ..Default::default() };
     send(conn, &ready).await?;
     conn.write_all(&out[..cut_at.min(out.len())]).await.map_err(io)?;
+    if script.stall_reads.is_some() && cut_at < out.len() {
+        // Until the reader closes.
+        let _ = conn.read_u8().await;
+    }
     if cut_at < out.len() { Err(Error::new(ErrorCode::Internal, "scripted cut")) } else { Ok(()) }
 }
 

@@ -172,3 +172,49 @@ async fn checksums_are_of_the_data_whatever_its_blocks() {
     assert_eq!(cluster.fs.file_checksum("/a").await.unwrap().crc32c, crc32c::crc32c(&data));
     assert_eq!(cluster.fs.file_checksum("/b").await.unwrap().crc32c, crc32c::crc32c(&data[..2_000]));
 }
+
+#[tokio::test]
+async fn a_slow_replica_gets_a_rival_and_the_first_to_send_goes_on() {
+    let data = random(BLOCK as usize);
+    for stall in [0, 5] {
+        let settings = ClientSettings {
+            hedged_after_ms: 50,
+            read_stall_ms: 20_000,
+            frame_bytes: FRAME,
+            write_window_bytes: 8 * FRAME,
+            read_ahead_bytes: 8 * FRAME,
+            ..Default::default()
+        };
+        let slow = Script { stall_reads: Some(stall), ..Default::default() };
+        let cluster = Cluster::start_with(vec![slow, Script::default()], settings).await;
+        cluster.put("/f", &data).await.unwrap();
+        let read = async {
+            assert!(cluster.get("/f").await.unwrap() == data);
+            let input = cluster.fs.open("/f").await.unwrap();
+            assert_eq!(input.read_range(10_000, 20_000).await.unwrap(), data[10_000..30_000]);
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("nobody waits for the slow one");
+        let (started, won) = cluster.fs.hedged_reads();
+        assert!(started >= 1 && won >= 1, "{started} rivals, {won} of them faster");
+        // The slow one is neither reported nor taken for dead.
+        assert!(cluster.namenode.state.lock().unwrap().bad_replicas.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_rival_that_fails_leaves_the_slow_one_its_chance() {
+    let data = random(BLOCK as usize);
+    let settings = ClientSettings {
+        hedged_after_ms: 20,
+        frame_bytes: FRAME,
+        write_window_bytes: 8 * FRAME,
+        read_ahead_bytes: 8 * FRAME,
+        ..Default::default()
+    };
+    let busy = Script { busy_reads: 3, ..Default::default() };
+    let bad = Script { corrupt_reads: true, ..Default::default() };
+    let cluster = Cluster::start_with(vec![busy, bad], settings).await;
+    cluster.put("/f", &data).await.unwrap();
+    assert!(cluster.get("/f").await.unwrap() == data);
+    assert!(cluster.fs.hedged_reads().0 >= 1);
+}

@@ -216,3 +216,33 @@ async fn folders_and_map_are_compared() {
     told.sort_unstable();
     assert_eq!(told, [(false, 1), (true, 2), (true, 3)]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_never_carries_bad_bytes_and_brings_its_source_under_suspicion() {
+    use crate::report::commands::Commands;
+    use crate::testing::{Node as Served, block_of, write_block};
+    use cairn_proto::pb::{self, datanode_command::Command};
+
+    let (source, target) = (Served::start().await, Served::start().await);
+    let block = BlockId(7);
+    let data = random(BYTES, 7);
+    write_block(&[&source], block, &data, false).await;
+    let path = source.store().volume(0).finalized_path(block, GEN, BYTES as u64).unwrap();
+    let file = source.store().env().fs.open(&path, OpenMode::Write).unwrap();
+    file.write_all_at(b"rot", 700_000).unwrap();
+    let order =
+        pb::ReplicateBlock { block: block_of(block, GEN), length: BYTES as u64, targets: vec![target.target()] };
+    let command = pb::DatanodeCommand { command: Some(Command::Replicate(order)) };
+    Commands::start(&source.transfer).take(command);
+    let begun = tokio::time::Instant::now();
+    while source.store().suspects() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the source is not suspected");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::spawn(run(Arc::clone(&source.transfer)));
+    while !is_corrupt(&source.transfer, 7) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the source is not set aside");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(target.store().map().get(block).is_none(), "nothing of it was kept");
+}

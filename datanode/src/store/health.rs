@@ -95,6 +95,16 @@ impl BlockStore {
         any
     }
 
+    /// Makes the names of open replicas durable (blocking), so that an orderly end keeps all that was written, acknowledged or not.
+    pub(crate) fn sync_open_names(&self) {
+        for volume in self.volumes.iter().filter(|volume| !volume.is_failed()) {
+            let Ok(folder) = volume.pool_root().map(|root| root.join("rbw")) else { continue };
+            if let Err(error) = volume.sync_folder(&folder) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
     /// The replica shall be checked soon. Never waits.
     pub fn suspect(&self, block: BlockId) {
         let Some((volume, _)) = self.map.get(block) else { return };

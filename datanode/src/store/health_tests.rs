@@ -181,3 +181,41 @@ async fn a_folder_that_vanishes_is_a_failed_volume_and_the_start_goes_on_without
     let error = BlockStore::open(&Env::system(), &strict).await.err().unwrap();
     assert!(error.message().contains(blocked.to_str().unwrap()), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_keeps_what_was_acked_and_still_deletes() {
+    let disk = SimDisk::new(300_000, Entropy::seeded(1));
+    let env = Env { fs: Arc::new(disk.clone()), work: Work::inline(), ..Env::system() };
+    let one = settings(&[Path::new("/a")]);
+    let store = BlockStore::open(&env, &one).await.unwrap();
+    store.join_cluster("cluster-1", POOL, 1).await.unwrap();
+    let (data, small) = (random(100_000, 1), |id| NewReplica {
+        block: BlockId(id),
+        generation: GEN,
+        storage_id: String::new(),
+        block_size: 100_000,
+        temporary: false,
+    });
+    let sealed = |id| frames(BlockId(id), &data, 0, 25_000, false);
+    let mut first = store.create(small(1)).await.unwrap();
+    first.append(&[chunk(&sealed(1))]).unwrap();
+    first.finalize().unwrap();
+    let mut second = store.create(small(2)).await.unwrap();
+    second.append(&[chunk(&sealed(2)[..2])]).unwrap();
+    // Somebody else fills the disk while the block is written: the promise of room is not worth the room.
+    let other = disk.open(Path::new("/other"), cairn_common::durable::OpenMode::Create).unwrap();
+    let left = disk.space(Path::new("/")).unwrap().available;
+    other.write_all_at(&vec![0; left as usize - 1_000], 0).unwrap();
+    assert_eq!(second.append(&[chunk(&sealed(2)[2..])]).unwrap_err().code(), ErrorCode::DiskFull);
+    second.abandon();
+    assert_eq!(store.read(BlockId(2), GEN).await.unwrap().length, 50_000);
+    store.storages().await;
+    assert_eq!(store.create(small(3)).await.err().unwrap().code(), ErrorCode::DiskFull);
+    assert!(!store.volume(0).is_failed());
+    store.delete(BlockId(1), GEN, "").await.unwrap();
+    store.storages().await;
+    let mut third = store.create(NewReplica { block_size: 20_000, ..small(3) }).await.unwrap();
+    third.append(&[chunk(&sealed(3)[..1])]).unwrap();
+    third.finalize().unwrap();
+    assert!(store.read(BlockId(2), GEN).await.is_ok());
+}

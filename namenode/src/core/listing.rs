@@ -215,11 +215,21 @@ impl Core {
             Some(_) if self.is_stale(self.nodes.node_of(storage).heard_ms) => ReplicaState::ReplicaStale,
             Some(_) => ReplicaState::Finalized,
         };
+        let mut replicas: Vec<pb::Replica> =
+            storages.iter().map(|storage| self.nodes.replica(*storage, state_of(*storage))).collect();
+        if corrupt {
+            // Where the bad ones lie: whoever asks has their nodes look again, and one that verifies by then is taken back.
+            let bad = self.blocks.bad.get(&id).into_iter().flatten();
+            for bad in bad.filter(|bad| bad.generation == block.generation && self.nodes.is_live(bad.storage)) {
+                self.depend_on_node(self.nodes.storage(bad.storage).node);
+                replicas.push(self.nodes.replica(bad.storage, ReplicaState::ReplicaCorrupt));
+            }
+        }
         Some(pb::LocatedBlock {
             block: Some(self.pb_block(id, block.generation)),
             offset,
             length: block.known_length().unwrap_or(0),
-            replicas: storages.iter().map(|storage| self.nodes.replica(*storage, state_of(*storage))).collect(),
+            replicas,
             complete: length.is_some(),
             corrupt,
             token: bytes::Bytes::new(),

@@ -86,6 +86,9 @@ pub struct GetArgs {
     /// Read through the datanodes' sockets even on the same host
     #[arg(long)]
     pub no_short_circuit: bool,
+    /// Ask a second replica when the first gives nothing for so long (milliseconds; 0: never)
+    #[arg(long, value_name = "MS", value_parser = crate::units::parse_millis)]
+    pub hedged_after: Option<u64>,
     /// Paths in the cluster, then the local target (`-`: standard output)
     #[arg(required = true, num_args = 2.., value_name = "PATH LOCAL|-")]
     pub names: Vec<String>,
@@ -96,6 +99,9 @@ pub struct CatArgs {
     /// Read through the datanodes' sockets even on the same host
     #[arg(long)]
     pub no_short_circuit: bool,
+    /// Ask a second replica when the first gives nothing for so long (milliseconds; 0: never)
+    #[arg(long, value_name = "MS", value_parser = crate::units::parse_millis)]
+    pub hedged_after: Option<u64>,
     /// Files
     #[arg(required = true, value_name = "PATH", value_parser = cluster_path)]
     pub paths: Vec<String>,
@@ -308,6 +314,9 @@ pub struct FsckArgs {
     /// Read every replica and check every checksum
     #[arg(long)]
     pub verify: bool,
+    /// Move damaged files to /lost+found, with what is whole of them; superuser only
+    #[arg(long)]
+    pub fix: bool,
     /// Where to look
     #[arg(default_value = "/", value_name = "PATH", value_parser = cluster_path)]
     pub path: String,

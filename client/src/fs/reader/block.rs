@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,15 +13,13 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use super::super::datanode::{block_name, node_name};
 use super::super::{LocatedBlock, Replica};
 use super::frames::{FrameStream, damaged};
+use super::hedge::{self, Attempt, Opened};
 use super::locate::OpenedFile;
 use crate::fs::task::Task;
 
 /// Frames verified by one piece of work, and pieces of work at a time.
 const FRAMES_PER_CHECK: usize = 4;
 const CHECKS_IN_FLIGHT: usize = 4;
-/// How long a node that says it is busy is left alone, and how often that happens before the next replica is tried.
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
-const BUSY_TRIES: u32 = 4;
 /// The rest of an answer may take this long.
 const FINISH_WAIT: Duration = Duration::from_millis(200);
 
@@ -46,6 +45,8 @@ struct Active {
     group: Vec<(FrameHeader, Bytes)>,
     checks: FuturesOrdered<Task<Vec<Verified>>>,
     ended: bool,
+    /// Why it ended too early; told after what came before was yielded.
+    broken: Option<Error>,
 }
 
 /// Data with its offset in the block.
@@ -87,7 +88,7 @@ impl BlockSource {
                 continue;
             }
             let stepped = match &mut self.active {
-                Some(active) => active.step(&self.file, self.position..self.end).await,
+                Some(_) => self.step().await,
                 None => {
                     self.connect().await?;
                     continue;
@@ -128,28 +129,118 @@ impl BlockSource {
             return self.look_again().await;
         };
         self.tried.insert(replica.node_id.clone());
-        let block = self.located.block.clone().unwrap_or_default();
-        let timeout = Duration::from_millis(inner.settings.read_stall_ms);
         let range = self.position..self.end;
-        let token = self.located.token.clone();
-        let mut busy_left = BUSY_TRIES;
-        let opened = loop {
-            let (range, token) = (range.clone(), token.clone());
-            match FrameStream::open(&inner.datanodes, &replica, &block, range, token, timeout).await {
-                Err(error) if error.code() == ErrorCode::Busy && busy_left > 0 => busy_left -= 1,
-                opened => break opened,
-            }
-            inner.env.clock.sleep(BUSY_PAUSE).await;
-        };
-        match opened {
-            Ok(frames) => {
-                self.began = self.position;
-                let (group, checks) = (Vec::new(), FuturesOrdered::new());
-                self.active = Some(Active { replica, frames, group, checks, ended: false });
-            }
+        if let Some(after) = inner.settings.hedged_after() {
+            let first = Attempt::start(&self.file, &self.located, replica, range);
+            self.race(first, after).await;
+            return Ok(());
+        }
+        match hedge::open(&self.file, &self.located, &replica, range).await {
+            Ok(frames) => self.activate(Opened { replica, frames, first: None }),
             Err(error) => self.blame(&replica, error),
         }
         Ok(())
+    }
+
+    fn activate(&mut self, opened: Opened) {
+        self.began = self.position;
+        let Opened { replica, frames, first } = opened;
+        let (group, checks) = (first.into_iter().collect(), FuturesOrdered::new());
+        self.active = Some(Active { replica, frames, group, checks, ended: false, broken: None });
+    }
+
+    /// The next replica that was not tried, as a rival of one that is slow.
+    fn rival(&mut self) -> Option<Attempt> {
+        let inner = &self.file.fs.inner;
+        let candidates = inner.datanodes.in_order(&self.located.replicas);
+        let replica = candidates.into_iter().find(|replica| !self.tried.contains(&replica.node_id))?;
+        self.tried.insert(replica.node_id.clone());
+        inner.datanodes.hedges.started.fetch_add(1, Ordering::Relaxed);
+        Some(Attempt::start(&self.file, &self.located, replica, self.position..self.end))
+    }
+
+    /// Waits for the first frame; after a while another replica is asked too, and the first of the two goes on.
+    async fn race(&mut self, mut first: Attempt, after: Duration) {
+        let clock = self.file.fs.inner.env.clock.clone();
+        let won = match clock.timeout(after, first.opened()).await {
+            Ok(opened) => opened.map_err(|error| (first.replica.clone(), error)),
+            Err(_) => match self.rival() {
+                None => first.opened().await.map_err(|error| (first.replica.clone(), error)),
+                Some(second) => self.run_both(first, second).await,
+            },
+        };
+        match won {
+            Ok(opened) => self.activate(opened),
+            Err((replica, error)) => self.blame(&replica, error),
+        }
+    }
+
+    async fn run_both(
+        &mut self,
+        mut first: Attempt,
+        mut second: Attempt,
+    ) -> std::result::Result<Opened, (Replica, Error)> {
+        let (opened, mut other, is_second) = tokio::select! {
+            biased;
+            opened = first.opened() => (opened.map_err(|error| (first.replica.clone(), error)), second, false),
+            opened = second.opened() => (opened.map_err(|error| (second.replica.clone(), error)), first, true),
+        };
+        match opened {
+            Ok(opened) => {
+                self.file.fs.inner.datanodes.hedges.won.fetch_add(u64::from(is_second), Ordering::Relaxed);
+                Ok(opened)
+            }
+            // The other one may still come.
+            Err((replica, error)) => {
+                self.blame(&replica, error);
+                other.opened().await.map_err(|error| (other.replica.clone(), error))
+            }
+        }
+    }
+
+    /// Moves the active replica on. If it gives nothing for a while, another one is asked for the rest, and the first of the two goes on.
+    async fn step(&mut self) -> Result<Option<Vec<Verified>>> {
+        let range = self.position..self.end;
+        let Some(mut active) = self.active.take() else { return Ok(None) };
+        let file = Arc::clone(&self.file);
+        let stepped = match file.fs.inner.settings.hedged_after() {
+            None => active.step(&file, range).await,
+            Some(after) => {
+                let mut step = std::pin::pin!(active.step(&file, range));
+                match file.fs.inner.env.clock.timeout(after, &mut step).await {
+                    Ok(stepped) => stepped,
+                    Err(_) => match self.rival() {
+                        None => step.await,
+                        Some(mut rival) => {
+                            let hedged = tokio::select! {
+                                biased;
+                                stepped = &mut step => Ok(stepped),
+                                opened = rival.opened() => Err(opened),
+                            };
+                            match hedged {
+                                Ok(stepped) => {
+                                    // It was not needed; another time it may be.
+                                    self.tried.remove(&rival.replica.node_id);
+                                    stepped
+                                }
+                                Err(Ok(opened)) => {
+                                    file.fs.inner.datanodes.hedges.won.fetch_add(1, Ordering::Relaxed);
+                                    // The slow one is left, not blamed.
+                                    self.activate(opened);
+                                    return Ok(Some(Vec::new()));
+                                }
+                                Err(Err(error)) => {
+                                    self.blame(&rival.replica, error);
+                                    step.await
+                                }
+                            }
+                        }
+                    },
+                }
+            }
+        };
+        self.active = Some(active);
+        stepped
     }
 
     async fn look_again(&mut self) -> Result<()> {
@@ -235,23 +326,24 @@ impl Active {
         let stall = Duration::from_millis(inner.settings.read_stall_ms);
         loop {
             if self.ended && self.checks.is_empty() {
-                return Ok(None);
+                return self.broken.take().map_or(Ok(None), Err);
             }
             let reads_on = !self.ended && self.checks.len() < CHECKS_IN_FLIGHT;
             tokio::select! {
                 biased;
                 Some(checked) = self.checks.next(), if !self.checks.is_empty() => return checked.map(Some),
                 frame = inner.env.clock.timeout(stall, self.frames.next()), if reads_on => {
-                    let Ok(frame) = frame else {
-                        let text = format!("{} sent nothing for {stall:?}", node_name(&self.replica));
-                        return Err(Error::new(ErrorCode::TimedOut, text));
-                    };
-                    match frame? {
+                    let frame = frame.unwrap_or_else(|_| Err(hedge::silent(&self.replica, stall)));
+                    match frame {
                         // Before or after what is wanted: the answer starts and ends where the block's index allows.
-                        Some((header, _)) if header.end() <= range.start => {}
-                        Some((header, _)) if header.offset >= range.end => {}
-                        Some(frame) => self.group.push(frame),
-                        None => self.ended = true,
+                        Ok(Some((header, _))) if header.end() <= range.start => {}
+                        Ok(Some((header, _))) if header.offset >= range.end => {}
+                        Ok(Some(frame)) => self.group.push(frame),
+                        Ok(None) => self.ended = true,
+                        Err(error) => {
+                            self.ended = true;
+                            self.broken = Some(error);
+                        }
                     }
                     if self.group.len() >= FRAMES_PER_CHECK || (self.ended && !self.group.is_empty()) {
                         self.check(file);

@@ -2,11 +2,12 @@
 //!
 //! # Overview
 //! [`FileReader`] reads in order, with a task that fetches ahead, or at any offset. Both get ranges of blocks from [`block`], which fails over
-//! between replicas and verifies every frame on the work pool; [`frames`] takes them off a connection, [`locate`] knows where blocks lie.
+//! between replicas (and with [`hedge`] has two of them race), and verifies every frame on the work pool; [`frames`] takes them off a connection, [`locate`] knows where blocks lie.
 
 mod block;
 mod buffers;
 mod frames;
+mod hedge;
 mod locate;
 
 use std::io;

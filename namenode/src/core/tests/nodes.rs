@@ -223,7 +223,10 @@ fn a_corrupt_replica_is_replaced_and_the_last_one_kept() {
     }
     world.pass(5_000);
     assert_eq!(holders(&world, id), at);
-    assert!(world.locations("/f")[0].corrupt && world.locations("/f")[0].replicas.is_empty());
+    // Where they lie is told, so that they can be looked at again.
+    let located = world.locations("/f").remove(0);
+    assert!(located.corrupt && located.replicas.len() == 2, "{located:?}");
+    assert!(located.replicas.iter().all(|replica| replica.state() == pb::ReplicaState::ReplicaCorrupt));
     assert_eq!((world.cluster().missing, world.cluster().corrupt), (1, 1));
     // One of them turns out well.
     world.hold(at[0], id, (generation, BLOCK, pb::ReplicaState::Finalized));
