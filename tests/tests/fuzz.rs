@@ -1,9 +1,18 @@
-//! A short, seeded run of every fuzz target; `scripts/fuzz` runs them for as long as wanted.
+//! A short, seeded run of every fuzz target; `scripts/fuzz` runs them for as long as wanted. Where cargo-fuzz is not at hand:
+//! `CAIRN_FUZZ_SEEDS=1000 cargo nextest run -p cairn-tests --test fuzz` runs each with as many seeds instead of one.
 
 use cairn_tests::fuzz::{TARGETS, meter::Meter, target};
 
 #[global_allocator]
 static METER: Meter = Meter;
+
+fn run(name: &str) {
+    let target = target(name);
+    let seeds = std::env::var("CAIRN_FUZZ_SEEDS").map_or(1, |seeds| seeds.parse().expect("a number of seeds"));
+    for seed in 1..=seeds {
+        target.run_seeded(seed, target.rounds);
+    }
+}
 
 macro_rules! seeded_runs {
     ($($name:ident)*) => {
@@ -11,8 +20,7 @@ macro_rules! seeded_runs {
         $(
             #[test]
             fn $name() {
-                let target = target(stringify!($name));
-                target.run_seeded(1, target.rounds);
+                run(stringify!($name));
             }
         )*
     };

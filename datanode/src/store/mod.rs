@@ -14,6 +14,8 @@
 //! The async methods that change replicas must be driven to their end (run them in a task of their own), or a claim stays.
 
 pub mod cache;
+#[cfg(test)]
+mod crash_tests;
 pub mod health;
 #[cfg(test)]
 mod health_tests;

@@ -438,3 +438,31 @@ fn a_crash_at_every_sync_keeps_what_was_promised() {
         }
     }
 }
+
+/// A namenode is killed between the write of a batch and its sync. The next one reads the batch from the cache and goes on from there; then the
+/// power goes.
+#[test]
+fn what_a_start_has_read_survives_the_next_power_cut() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(1 << 30, Entropy::seeded(seed));
+        let fs: Arc<dyn Fs> = Arc::new(disk.clone());
+        let mut writer = formatted(&fs, &["/nn".into()], SIZES);
+        append(&mut writer, 1..=3);
+        writer.close().unwrap();
+        let log = Path::new("/nn/log");
+        let end = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
+        let mut batch = Vec::new();
+        let number = (TxId(4), end.epoch, TxId(3));
+        format::encode_record(&mut batch, number, end.chain, |out| out.extend_from_slice(&edit(4).encode_to_vec()))
+            .unwrap();
+        let tail = end.tail.unwrap();
+        disk.open(&tail.path, OpenMode::Write).unwrap().write_all_at(&batch, tail.end).unwrap();
+        disk.kill();
+        let end = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
+        assert_eq!(end.last, TxId(4));
+        cut_tail(&disk, end.tail.as_ref().unwrap()).unwrap();
+        disk.crash();
+        let end = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
+        assert_eq!(end.last, TxId(4), "seed {seed}: the next transactions would follow on a gap");
+    }
+}
