@@ -8,7 +8,8 @@ static METER: Meter = Meter;
 
 fn run(name: &str) {
     let target = target(name);
-    let seeds = std::env::var("CAIRN_FUZZ_SEEDS").map_or(1, |seeds| seeds.parse().expect("a number of seeds"));
+    let seeds = std::env::var("CAIRN_FUZZ_SEEDS")
+        .map_or(1, |seeds| seeds.parse().unwrap_or_else(|_| panic!("CAIRN_FUZZ_SEEDS = {seeds} is no number")));
     for seed in 1..=seeds {
         target.run_seeded(seed, target.rounds);
     }
