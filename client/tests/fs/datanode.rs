@@ -16,14 +16,17 @@ use pb::data_request::Op;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-/// How long a node waits for an answer of the next one.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// How long a node waits for an answer of the next one, for each node below: these do not repeat their acks as real ones do, so who is nearer to
+/// the writer must wait longer for the right one to be blamed.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// What a datanode does wrong, each once unless said otherwise.
 #[derive(Clone, Default, Debug)]
 pub struct Script {
     /// Refuses new replicas, always.
     pub refuse_setup: bool,
+    /// Behaves until it was asked to write so often.
+    pub after_writes: usize,
     /// Says `Busy` to so many new replicas.
     pub busy_setups: usize,
     /// Never answers the first request for a new replica.
@@ -36,6 +39,8 @@ pub struct Script {
     pub stall_finish: bool,
     /// Finishes, but the connection breaks before the ack.
     pub lose_finish_ack: bool,
+    /// Refuses to join a pipeline, always.
+    pub refuse_join: bool,
     /// As the target of a partial copy: drops the connection in the middle, so many times.
     pub drop_partial: usize,
     /// As the source of a partial copy: fails so, once.
@@ -160,7 +165,7 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
     let refused = {
         let mut state = state.lock().unwrap();
         state.writes += 1;
-        if state.script.refuse_setup {
+        if state.script.refuse_setup || (stage == pb::WriteStage::PipelineTransfer && state.script.refuse_join) {
             Some(ErrorCode::Io)
         } else if stage == pb::WriteStage::PipelineSetup && state.script.busy_setups > 0 {
             state.script.busy_setups -= 1;
@@ -212,7 +217,8 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
     }
     send(&mut conn, &pb::WriteReady { error: None, failed_index: 0, storage_ids }).await?;
     let partial = stage == pb::WriteStage::PipelineTransfer;
-    take_units(env, conn, below, state, &block, partial).await
+    let patience = PATIENCE * write.targets.len() as u32;
+    take_units(env, conn, below, state, &block, partial, patience).await
 }
 
 /// Sends the first bytes of a replica to a node that joins the pipeline.
@@ -298,6 +304,7 @@ async fn take_units(
     state: &Mutex<State>,
     block: &pb::Block,
     partial: bool,
+    patience: Duration,
 ) -> Result<()> {
     let id = BlockId(block.id);
     loop {
@@ -334,7 +341,7 @@ async fn take_units(
             let forwarded = async {
                 next.write_all(&header).await.map_err(io)?;
                 next.write_all(&payload).await.map_err(io)?;
-                let answer = env.clock.timeout(PATIENCE, read_message::<pb::WriteAck>(next, "next")).await;
+                let answer = env.clock.timeout(patience, read_message::<pb::WriteAck>(next, "next")).await;
                 answer.unwrap_or_else(|_| Err(Error::new(ErrorCode::TimedOut, "the next one is silent")))
             };
             let failed = match forwarded.await {
@@ -371,7 +378,11 @@ async fn take_units(
 
 /// Whether this is where the node stalls.
 fn stalls(state: &Mutex<State>, unit: &Unit) -> bool {
-    let script = &mut state.lock().unwrap().script;
+    let state = &mut *state.lock().unwrap();
+    let script = &mut state.script;
+    if state.writes <= script.after_writes {
+        return false;
+    }
     match unit {
         Unit::Frame(frame) if script.stall_at.is_some_and(|at| frame.end() >= at) => {
             script.stall_at = None;
@@ -386,6 +397,9 @@ fn stalls(state: &Mutex<State>, unit: &Unit) -> bool {
 /// `Err` drops the connection, `Some` is said upwards.
 fn misbehave(state: &Mutex<State>, unit: &Unit) -> Result<Option<Error>> {
     let mut state = state.lock().unwrap();
+    if state.writes <= state.script.after_writes {
+        return Ok(None);
+    }
     let dropped = || Error::new(ErrorCode::Internal, "scripted drop");
     match unit {
         Unit::Frame(frame) => {

@@ -6,6 +6,7 @@
 mod datanode;
 mod namenode;
 mod names;
+mod pipelines;
 mod reading;
 mod writing;
 

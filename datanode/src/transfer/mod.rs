@@ -13,6 +13,8 @@ pub mod copy;
 pub mod cut;
 pub mod disk;
 pub mod partial;
+#[cfg(test)]
+mod partial_tests;
 pub mod read;
 pub mod recover;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::testing::*;
 const BLOCK: BlockId = BlockId(1_073_741_825);
 const FRAME: usize = 64 << 10;
 
-fn recovery(nodes: &[&Node], new: u64, keep: usize) -> pb::WriteBlock {
+pub(super) fn recovery(nodes: &[&Node], new: u64, keep: usize) -> pb::WriteBlock {
     pb::WriteBlock {
         block: block_of(BLOCK, Generation(new)),
         stage: pb::WriteStage::PipelineRecovery as i32,
@@ -24,12 +24,12 @@ fn recovery(nodes: &[&Node], new: u64, keep: usize) -> pb::WriteBlock {
     }
 }
 
-async fn whole(node: &Node, generation: Generation, length: usize) -> Vec<u8> {
+pub(super) async fn whole(node: &Node, generation: Generation, length: usize) -> Vec<u8> {
     read_range(&node.addr, BLOCK, generation, 0, length as u64).await.unwrap()
 }
 
 /// Waits until the node's replica is in this state.
-async fn until(node: &Node, mut good: impl FnMut(&Kind) -> bool) {
+pub(super) async fn until(node: &Node, mut good: impl FnMut(&Kind) -> bool) {
     for _ in 0..2_000 {
         if node.store().map().get(BLOCK).is_some_and(|(_, entry)| good(&entry.kind)) {
             return;
@@ -125,7 +125,9 @@ async fn a_dead_next_node_is_named_by_its_index() {
 }
 
 /// A datanode that opens its part of the pipeline and then does `then`.
-async fn scripted<F: Future<Output = ()> + Send>(then: impl FnOnce(net::Conn) -> F + Send + 'static) -> pb::Replica {
+pub(super) async fn scripted<F: Future<Output = ()> + Send>(
+    then: impl FnOnce(net::Conn) -> F + Send + 'static,
+) -> pb::Replica {
     use cairn_common::net::opening::{Opening, ServerIdentity, read_opening};
     let listener = net::Net::tcp().bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().to_string();

@@ -4,6 +4,7 @@ mod appends;
 mod model;
 mod namespace;
 mod nodes;
+mod pipelines;
 mod replay;
 mod speed;
 mod trash;
