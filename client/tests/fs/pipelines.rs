@@ -236,12 +236,20 @@ async fn without_a_second_durable_replica_the_write_fails_in_time_and_names_the_
 }
 
 #[tokio::test]
-async fn a_small_cluster_pays_nothing_for_being_small() {
+async fn a_small_cluster_asks_one_question_a_block() {
     let cluster = Cluster::healthy(1).await;
     for file in 0..5 {
-        cluster.write(&format!("/{file}"), &text(100), replicated(3)).await.unwrap();
+        let mut out = cluster.fs.create(&format!("/{file}"), replicated(3)).await.unwrap();
+        for _ in 0..10 {
+            out.write(&text(100)).await.unwrap();
+            out.sync().await.unwrap();
+        }
+        out.close().await.unwrap();
     }
-    assert_eq!(cluster.namenode.count("add_pipeline_node"), 0);
+    assert_eq!(cluster.namenode.count("add_pipeline_node"), 5);
+    let one = Cluster::healthy(1).await;
+    one.write("/one", &text(100), replicated(1)).await.unwrap();
+    assert_eq!(one.namenode.count("add_pipeline_node"), 0, "a file that wants one needs no second");
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
 //! Bytes that wait for the disk are bounded, per writer and for all writers of the node together.
 //!
-//! A chunk is read before it asks for room, so beyond these bounds each writer holds one more chunk (a frame, or 128 KiB of small ones). Room
-//! comes back when the disk has written, which waits for no network: whoever waits gets it in time, first come, first served.
+//! A chunk is read before it asks for room, so beyond these bounds each writer holds one more chunk (a frame, or 128 KiB of small ones). Idle
+//! buffers that are kept for their next use may take half as much again. Room comes back when the disk has written, which waits for no network: whoever waits gets it in time, first come, first served.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,13 +19,32 @@ pub struct NodeBudget {
     units: Arc<Semaphore>,
     /// What one chunk takes at most, so that the largest one gets in.
     most: usize,
+    /// Bytes of buffers that are kept.
+    kept: Arc<AtomicUsize>,
+    most_kept: usize,
 }
 
 impl NodeBudget {
     /// Room for so many bytes.
     pub fn new(bytes: u64) -> Self {
         let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Self { units: Arc::new(Semaphore::new(units)), most: units.min(WRITER_BYTES / UNIT) }
+        let most_kept = units.saturating_mul(UNIT) / 2;
+        let most = units.min(WRITER_BYTES / UNIT);
+        Self { units: Arc::new(Semaphore::new(units)), most, kept: Arc::default(), most_kept }
+    }
+
+    /// Whether a buffer of so many bytes may be kept; if so it counts until [`Self::let_go`].
+    pub fn keep(&self, bytes: usize) -> bool {
+        let fits = self.kept.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.most_kept;
+        if !fits {
+            self.let_go(bytes);
+        }
+        fits
+    }
+
+    /// A buffer is kept no more.
+    pub fn let_go(&self, bytes: usize) {
+        self.kept.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -93,6 +112,9 @@ mod tests {
             drop((first, small));
         };
         tokio::join!(late, give);
+        assert!(node.keep(300 << 10) && !node.keep(300 << 10), "half of the room for idle buffers");
+        node.let_go(300 << 10);
+        assert!(node.keep(512 << 10));
         // A chunk larger than all room still gets through, alone.
         assert!(one.take(64 << 20, &waits).await.is_some());
     }

@@ -1,5 +1,7 @@
 //! Copies of finalized replicas to other nodes: repair and balancing, ordered by the namenode.
 
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,6 +12,10 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::io::AsyncWriteExt;
 
 use super::Transfer;
+use crate::store::Readable;
+
+/// Bytes sent between two looks at the time.
+const PIECE: u64 = 1 << 20;
 
 /// Sends a finalized replica to the first target, which passes it on to the others. Returns its length.
 pub async fn replicate(transfer: &Arc<Transfer>, order: &pb::ReplicateBlock) -> Result<u64> {
@@ -40,14 +46,10 @@ pub async fn replicate(transfer: &Arc<Transfer>, order: &pb::ReplicateBlock) -> 
     let mut conn = begin_write(transfer, &first.address, write).await?.0;
     let finish = Marker { kind: MarkerKind::Finish, length: readable.length }.encode(block);
     let length = readable.length;
-    let sent = async {
-        if let Some(range) = readable.index.file_range(0, length) {
-            transfer.metrics.bytes_sent.fetch_add(range.end - range.start, Ordering::Relaxed);
-            net::send_range(&mut conn, &transfer.env.work, readable.file, range).await?;
-        }
-        conn.write_all(&finish).await
-    };
-    let sent = sent.await;
+    let range = readable.index.file_range(0, length);
+    // Who receives it waits for its disk at most so long.
+    let limit = Duration::from_millis(transfer.settings.disk_stall_ms);
+    let sent = send_frames(transfer, &mut conn, &readable, range, &finish, limit).await;
     // If sending failed, the other side may have said why.
     let acked = await_finish(transfer, &mut conn, &first.address).await;
     match (sent, acked) {
@@ -57,6 +59,28 @@ pub async fn replicate(transfer: &Arc<Transfer>, order: &pb::ReplicateBlock) -> 
         }
         (_, Err(error)) => Err(error),
     }
+}
+
+/// Sends the frames in a range of a replica's file and the finish marker, in pieces, each of which must get through within `limit`: a peer that
+/// stops must not hold us for ever.
+pub(super) async fn send_frames(
+    transfer: &Transfer,
+    conn: &mut Conn,
+    readable: &Readable,
+    range: Option<Range<u64>>,
+    finish: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
+    let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "it takes no more data");
+    let Range { start: mut at, end } = range.unwrap_or_default();
+    while at < end {
+        let piece = at..end.min(at + PIECE);
+        at = piece.end;
+        transfer.metrics.bytes_sent.fetch_add(piece.end - piece.start, Ordering::Relaxed);
+        let sending = net::send_range(conn, &transfer.env.work, Arc::clone(&readable.file), piece);
+        transfer.env.clock.timeout(limit, sending).await.map_err(stalled)??;
+    }
+    transfer.env.clock.timeout(limit, conn.write_all(finish)).await.map_err(stalled)?
 }
 
 /// Dials a datanode and opens a write there. Returns the storages that were taken.

@@ -25,7 +25,6 @@ use cairn_common::net::{self, Conn};
 use cairn_proto::dataplane::{Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::io::AsyncWriteExt;
 
 use super::{Transfer, copy};
 use crate::store::Readable;
@@ -33,8 +32,6 @@ use crate::store::scan::{self, Depth};
 
 /// The client hears so often that the work goes on.
 const WORD: Duration = Duration::from_millis(500);
-/// Bytes sent between two looks at the time.
-const PIECE: u64 = 4 << 20;
 
 /// Which of the two failed.
 struct Failed {
@@ -100,7 +97,9 @@ async fn hand_over(transfer: &Arc<Transfer>, request: &pb::TransferBlock) -> Res
     let limit = transfer.settings.connect_timeout() * 2;
     let opened = transfer.env.clock.timeout(limit, copy::begin_write(transfer, &to.address, write)).await;
     let (mut conn, _) = opened.map_err(|_| target(copy::silent(&to.address)))?.map_err(target)?;
-    let sent = send(transfer, &mut conn, block, &readable, range, request.length).await;
+    let limit = Duration::from_millis(transfer.settings.pipeline_timeout_ms);
+    let finish = Marker { kind: MarkerKind::Finish, length: request.length }.encode(block);
+    let sent = copy::send_frames(transfer, &mut conn, &readable, Some(range), &finish, limit).await;
     // If sending failed, the target may have said why.
     match (sent, copy::await_finish(transfer, &mut conn, &to.address).await) {
         (_, Ok(())) => Ok(()),
@@ -133,27 +132,4 @@ async fn check(transfer: &Transfer, block: BlockId, readable: &Readable, length:
     }
     let start = readable.index.file_range(0, 1).map_or(0, |range| range.start);
     Ok(start..walk.index.frames_end())
-}
-
-/// Sends in pieces, each of which must get through in time.
-async fn send(
-    transfer: &Transfer,
-    conn: &mut Conn,
-    block: BlockId,
-    readable: &Readable,
-    range: std::ops::Range<u64>,
-    length: u64,
-) -> io::Result<()> {
-    let limit = Duration::from_millis(transfer.settings.pipeline_timeout_ms);
-    let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "it takes no more data");
-    let mut at = range.start;
-    while at < range.end {
-        let piece = at..range.end.min(at + PIECE);
-        at = piece.end;
-        transfer.metrics.bytes_sent.fetch_add(piece.end - piece.start, Ordering::Relaxed);
-        let sending = net::send_range(conn, &transfer.env.work, Arc::clone(&readable.file), piece);
-        transfer.env.clock.timeout(limit, sending).await.map_err(stalled)??;
-    }
-    let finish = Marker { kind: MarkerKind::Finish, length }.encode(block);
-    transfer.env.clock.timeout(limit, conn.write_all(&finish)).await.map_err(stalled)?
 }

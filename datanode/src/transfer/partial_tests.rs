@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cairn_common::durable::{Fs, OpenMode, SystemFs};
 use cairn_common::net;
 use cairn_proto::dataplane::MarkerKind;
 use cairn_proto::ids::{BlockId, Generation};
@@ -180,9 +181,10 @@ async fn what_cannot_be_copied_is_the_survivors_fault_and_leaves_nothing() {
     // Its disk has flipped a bit: the target must not be blamed for what it cannot verify.
     until(&nodes[0], |kind| matches!(kind, Kind::Recovering { .. })).await;
     let path = nodes[0].store().volumes()[0].open_path(BLOCK, GEN, false).unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[FRAME / 2] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
+    let file = SystemFs.open(&path, OpenMode::Write).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, FRAME as u64 / 2).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], FRAME as u64 / 2).unwrap();
     assert_eq!(transfer(&nodes[0], order(target(), 2 * FRAME)).await, Err((ErrorCode::Corrupt, 0)));
     gone(&nodes[1]).await;
 }
@@ -335,4 +337,117 @@ async fn the_neighbour_of_a_stopped_node_names_it_and_nobody_else_is_blamed() {
     assert_eq!(behind, 2, "all acks before said whom they wait for");
     let stalled = |node: &Node| node.transfer.metrics.stalled_next.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((stalled(&nodes[0]), stalled(&nodes[1])), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_node_is_counted_and_stays() {
+    let slow = scripted(|conn| async move {
+        use tokio::io::AsyncReadExt;
+        let (mut reader, mut writer) = conn.split();
+        let read = async {
+            let mut rest = Vec::new();
+            let _ = reader.read_to_end(&mut rest).await;
+        };
+        // It lives, and gets nothing done.
+        let speak = async {
+            let ack = pb::WriteAck { kind: pb::AckKind::AckProgress as i32, ..Default::default() };
+            while net::write_message(&mut writer, &ack).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::join!(read, speak);
+    })
+    .await;
+    let node = Node::with(|settings| settings.pipeline_timeout_ms = 600).await;
+    let mut request = setup(BLOCK, &[&node]);
+    request.targets = vec![slow];
+    let mut pipe = Pipe::open(&node.addr, request).await.unwrap();
+    pipe.send(&frames(BLOCK, &random(80 * FRAME, 3), 0, FRAME, false)).await;
+    let count = || node.transfer.metrics.slow_next.load(std::sync::atomic::Ordering::Relaxed);
+    let mut words = 0;
+    while count() == 0 {
+        let ack = pipe.ack().await;
+        assert_eq!((ack.kind(), ack.length), (pb::AckKind::AckProgress, 0), "{ack:?}");
+        words += 1;
+    }
+    assert!(words > 5, "slowness is called so only after a while");
+    for _ in 0..5 {
+        assert_eq!(pipe.ack().await.kind(), pb::AckKind::AckProgress, "it stays");
+    }
+    assert_eq!(count(), 1);
+}
+
+/// A node holds three synced frames of an old generation and joins with a copy of four. Returns the syncs after which the one, and the other, was
+/// promised.
+async fn joining_run(disk: &cairn_common::simdisk::SimDisk, data: &[u8]) -> (u64, u64) {
+    let store = simulated(disk).await;
+    store.join_cluster("cluster-1", POOL, 1).await.unwrap();
+    let sealed = frames(BLOCK, data, 0, 1_000, false);
+    let new = |generation| crate::store::ops::NewReplica {
+        block: BLOCK,
+        generation,
+        storage_id: String::new(),
+        block_size: 1 << 20,
+        temporary: generation != GEN,
+    };
+    let mut old = store.create(new(GEN)).await.unwrap();
+    old.append(&[chunk(&sealed[..3])]).unwrap();
+    old.sync().unwrap();
+    let held = disk.syncs();
+    old.abandon();
+    let mut copy = store.create_partial(new(Generation(NEXT))).await.unwrap();
+    copy.append(&[chunk(&sealed[..4])]).unwrap();
+    copy.hand_over().unwrap();
+    (held, disk.syncs())
+}
+
+async fn simulated(disk: &cairn_common::simdisk::SimDisk) -> std::sync::Arc<crate::store::BlockStore> {
+    let env = cairn_common::Env {
+        fs: std::sync::Arc::new(disk.clone()),
+        work: cairn_common::work::Work::inline(),
+        ..cairn_common::Env::system()
+    };
+    crate::store::BlockStore::open(&env, &settings(&[std::path::Path::new("/volume")])).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_sync_leaves_the_old_replica_or_the_whole_copy() {
+    use cairn_common::entropy::Entropy;
+    use cairn_common::simdisk::SimDisk;
+    let data = random(5_000, 3);
+    let total = {
+        let disk = SimDisk::new(1 << 30, Entropy::seeded(1));
+        joining_run(&disk, &data).await;
+        disk.syncs()
+    };
+    let (mut olds, mut copies) = (0, 0);
+    for k in 1..=total + 1 {
+        for seed in 0..20 {
+            let disk = SimDisk::new(1 << 30, Entropy::seeded(seed));
+            disk.freeze_at_sync(k);
+            let (held, joined) = joining_run(&disk, &data).await;
+            disk.crash();
+            let store = simulated(&disk).await;
+            let what = format!("sync {k} of {total}, seed {seed}");
+            let Some((_, entry)) = store.map().get(BLOCK) else {
+                assert!(k <= held, "{what}: nothing is left");
+                continue;
+            };
+            if matches!(entry.kind, Kind::Corrupt { .. }) {
+                assert!(k <= held, "{what}");
+                continue;
+            }
+            assert!(matches!(entry.kind, Kind::Recovering { .. }), "{what}: final");
+            let read = store.read(BLOCK, GEN).await.unwrap();
+            assert_eq!(read.index.crc32c(), crc32c::crc32c(&data[..read.length as usize]), "{what}");
+            if entry.generation == GEN {
+                olds += 1;
+                assert!(k <= joined && (k <= held || read.length == 3_000), "{what}: {}", read.length);
+            } else {
+                copies += 1;
+                assert_eq!(read.length, 4_000, "{what}: a copy that is not whole");
+            }
+        }
+    }
+    assert!(olds > 0 && copies > 0, "{olds} {copies}");
 }

@@ -12,6 +12,7 @@ use cairn_proto::ids::BlockId;
 use cairn_proto::{Error, ErrorCode, Result};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::budget::NodeBudget;
 use crate::store::writer::Chunk;
 
 /// Frames smaller than this are read many at a time.
@@ -35,32 +36,49 @@ pub enum Item {
 /// Buffers that come back when their chunk is dropped everywhere.
 #[derive(Default)]
 struct Buffers {
-    lent: VecDeque<Bytes>,
+    /// Each with what it counts for.
+    lent: VecDeque<(Bytes, usize)>,
+    /// What all readers of the node may keep.
+    node: Option<NodeBudget>,
 }
 
 impl Buffers {
     fn take(&mut self, capacity: usize) -> BytesMut {
         for _ in 0..self.lent.len().min(4) {
-            let Some(oldest) = self.lent.pop_front() else { break };
+            let Some((oldest, counts)) = self.lent.pop_front() else { break };
             match oldest.try_into_mut() {
                 Ok(mut buffer) => {
+                    self.let_go(counts);
                     buffer.clear();
                     if buffer.capacity() >= capacity {
                         return buffer;
                     }
                 }
-                Err(in_use) => self.lent.push_back(in_use),
+                Err(in_use) => self.lent.push_back((in_use, counts)),
             }
         }
         BytesMut::with_capacity(capacity)
     }
 
     fn lend(&mut self, buffer: BytesMut) -> Bytes {
+        let counts = buffer.capacity();
         let bytes = buffer.freeze();
-        if self.lent.len() < KEPT_BUFFERS {
-            self.lent.push_back(bytes.clone());
+        if self.lent.len() < KEPT_BUFFERS && self.node.as_ref().is_none_or(|node| node.keep(counts)) {
+            self.lent.push_back((bytes.clone(), counts));
         }
         bytes
+    }
+
+    fn let_go(&self, counts: usize) {
+        if let Some(node) = &self.node {
+            node.let_go(counts);
+        }
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        self.let_go(self.lent.iter().map(|(_, counts)| counts).sum());
     }
 }
 
@@ -88,6 +106,12 @@ impl<R: AsyncRead + Unpin> UnitReader<R> {
     /// Reads units of `block`, the first frame of which starts at `expected`.
     pub fn new(conn: R, block: BlockId, expected: u64) -> Self {
         Self { conn, block, pending: BytesMut::new(), buffers: Buffers::default(), expected }
+    }
+
+    /// Keeps buffers for another use only as far as all readers of the node together may.
+    pub fn sharing(mut self, node: &NodeBudget) -> Self {
+        self.buffers.node = Some(node.clone());
+        self
     }
 
     /// The connection, to be drained after an error.

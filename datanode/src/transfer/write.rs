@@ -274,7 +274,7 @@ impl<'a> Write<'a> {
             below.map_or((None, None), |below| (Some((below.reader, below.address)), Some(below.writer)));
         let sending = AtomicBool::new(false);
         let acks = Acks::new(transfer, &mut up, queue, &progress, open.clone(), below_reader.is_some(), kept, &sending);
-        let mut units = UnitReader::new(up_reader, plan.block, kept);
+        let mut units = UnitReader::new(up_reader, plan.block, kept).sharing(&transfer.memory);
         let feed = Feed {
             transfer,
             block: plan.block,

@@ -126,8 +126,9 @@ impl BlockWriter {
         DURABLE.min(self.file.replication).max(1)
     }
 
-    /// So many nodes are all that there are, for the moment.
-    pub(super) fn content_with(&mut self, nodes: usize) {
+    /// So many nodes are all that there are, for the moment. A short pipeline of `AddBlock` does not say that: right after its start the namenode
+    /// may not have heard of the others yet.
+    fn content_with(&mut self, nodes: usize) {
         self.content = Some((nodes, self.now_ms()));
     }
 

@@ -43,12 +43,7 @@ impl BlockWriter {
             self.token = located.token;
             self.targets = located.replicas;
             match self.open(WriteStage::PipelineSetup, &self.block, 0).await {
-                Ok(opened) => {
-                    if excluded.is_empty() {
-                        self.content_with(self.targets.len());
-                    }
-                    return Ok(self.started(opened));
-                }
+                Ok(opened) => return Ok(self.started(opened)),
                 Err(failure) => {
                     self.file.abandon_block(&self.block).await?;
                     let busy = failure.error.code() == ErrorCode::Busy && self.now_ms() - started_ms < BUSY_MS;
