@@ -360,3 +360,42 @@ fn a_follower_ends_when_it_is_interrupted() {
     let run = cairn_tests::Run::of_child("tail -f", follower.child, Duration::from_secs(20));
     assert_eq!(run.code, 130);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_blocks_are_merged_under_readers_and_nothing_changes_for_them() {
+    let options = cairn_tests::ClusterOptions::new(4, 2)
+        .core("merge_delay_ms", 3_000)
+        .core("deletions_per_heartbeat", 1_000)
+        .core("merge_bytes_per_second", 100 << 20);
+    let cluster = Cluster::start(options);
+    let whole = data::text(41, 600_000, 4_000)[..600_000].to_vec();
+    cluster.put("/f", &whole[..100_000], &["--block-size", "4m"]);
+    for piece in whole[100_000..].chunks(50_000) {
+        cluster.cairn_with(&["append", "-", "/f"], piece).ok();
+    }
+    let fs = connect(&cluster).await;
+    let old = fs.block_locations("/f", 0, 0).await.unwrap();
+    assert_eq!(old.len(), 11);
+    // Opened before: it knows the old blocks only.
+    let mut reader = fs.open("/f").await.unwrap();
+    let mut read = reader.read_range(0, 60_000).await.unwrap().to_vec();
+    wait_until("the run is one block", Duration::from_secs(60), || cluster.blocks("/f").len() == 1);
+    let merged = cluster.blocks("/f").remove(0);
+    assert_eq!((merged["length"].as_u64(), merged["replicas"].as_array().unwrap().len()), (Some(600_000), 3));
+    wait_until("the old replicas are deleted", Duration::from_secs(60), || {
+        (0..4).map(|node| cluster.block_files(node).len()).sum::<usize>() == 3
+    });
+    reader.seek(60_000);
+    while let Some(piece) = reader.next_chunk().await.unwrap() {
+        read.extend_from_slice(&piece);
+    }
+    assert_eq!(sha256(&read), sha256(&whole), "a reader with old locations goes on");
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
+    let located = fs.block_locations("/f", 0, 0).await.unwrap().remove(0);
+    for replica in &located.replicas {
+        fs.verify_replica(replica, located.block.as_ref().unwrap()).await.unwrap();
+    }
+    cluster.cairn_with(&["append", "-", "/f"], b"and on").ok();
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&[&whole[..], b"and on"].concat()));
+    cluster.wait_healthy(Duration::from_secs(30));
+}

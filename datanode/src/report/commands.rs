@@ -10,7 +10,7 @@ use cairn_proto::{ErrorCode, ErrorKind};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::store::lock;
-use crate::transfer::{Transfer, copy, recover};
+use crate::transfer::{Transfer, copy, merge, recover};
 
 /// Orders that may wait; the namenode repeats what was dropped.
 const WAITING: usize = 1_024;
@@ -63,6 +63,7 @@ impl Commands {
                 }
             }
             Some(Command::Recover(order)) => self.recover(order),
+            Some(Command::Merge(order)) => self.merge(order),
             None => tracing::warn!("the namenode sent an order that this version does not know"),
         }
     }
@@ -94,6 +95,28 @@ impl Commands {
                 None => {}
             }
             lock(&this.copying).remove(&id);
+            drop(place);
+        });
+    }
+
+    fn merge(self: &Arc<Self>, order: pb::MergeBlocks) {
+        let id = order.block.as_ref().map_or(0, |block| block.id);
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            // Never closed; were it, merging at once is still right.
+            let _stream = this.streams.acquire().await.ok();
+            let merged = tokio::select! {
+                biased;
+                () = this.transfer.stopping() => None,
+                merged = merge::merge(&this.transfer, &order) => Some(merged),
+            };
+            let count = order.sources.len();
+            match merged {
+                Some(Ok(length)) => tracing::info!("{count} blocks rewritten as block {id} ({length} bytes)"),
+                Some(Err(error)) => tracing::warn!("{count} blocks could not be rewritten as block {id}: {error}"),
+                None => {}
+            }
             drop(place);
         });
     }

@@ -12,6 +12,7 @@ pub mod budget;
 pub mod copy;
 pub mod cut;
 pub mod disk;
+pub mod merge;
 pub mod partial;
 #[cfg(test)]
 mod partial_tests;

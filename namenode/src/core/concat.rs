@@ -125,6 +125,7 @@ impl Core {
         });
         self.unsynced.mark(edit.target, txid);
         self.entry_changed(txid, parent, time_ms);
+        self.note_short_blocks(edit.target);
         for id in moved {
             // The target may want another number of replicas.
             self.reassess(id);

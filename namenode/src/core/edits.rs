@@ -17,7 +17,12 @@ pub const READER: u32 = 2;
 /// The layout version that a reader of an edit must understand: a program that does not know its kind says so by number.
 pub fn min_reader(kind: &Kind) -> u32 {
     match kind {
-        Kind::Append(_) | Kind::RenewBlock(_) | Kind::Truncate(_) | Kind::Concat(_) => 2,
+        Kind::Append(_)
+        | Kind::RenewBlock(_)
+        | Kind::Truncate(_)
+        | Kind::Concat(_)
+        | Kind::AllocateBlock(_)
+        | Kind::MergeBlocks(_) => 2,
         _ => 1,
     }
 }
@@ -61,6 +66,8 @@ impl Core {
             Kind::RenewBlock(e) => self.apply_renew_block(txid, e),
             Kind::Truncate(e) => self.apply_truncate(txid, e, time_ms),
             Kind::Concat(e) => self.apply_concat(txid, e, time_ms),
+            Kind::AllocateBlock(e) => self.apply_allocate_block(e),
+            Kind::MergeBlocks(e) => self.apply_merge_blocks(txid, e),
             Kind::Restore(e) => self.apply_restore(e),
             Kind::ConfirmRestore(_) => self.apply_confirm_restore(),
         }?;

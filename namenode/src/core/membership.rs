@@ -232,6 +232,10 @@ impl Core {
             self.unsynced.depend(depends_on);
             orders.push(Order::Recover(order));
         }
+        while let Some((order, depends_on)) = self.nodes.node_mut(index).merge.pop_front() {
+            self.unsynced.depend(depends_on);
+            orders.push(Order::Merge(order));
+        }
         self.order_copies(index, &mut orders);
         self.order_deletions(index, &mut orders);
         let commands = orders.into_iter().map(|order| pb::DatanodeCommand { command: Some(order) }).collect();
@@ -339,6 +343,7 @@ impl Core {
         node.deleting.clear();
         node.verify.clear();
         node.recover.clear();
+        node.merge.clear();
         // Its stream names an old registration from now on; what still comes on it is ignored.
         if let Some(stream) = node.stream.take() {
             self.streams.remove(&stream);

@@ -13,7 +13,7 @@
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
-//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs cursors.rs subtree.rs    what happens by itself
+//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs merge.rs cursors.rs subtree.rs    what happens by itself
 //!  image.rs restore.rs   checkpoints and loading, what a restore changes
 //! ```
 //!
@@ -43,6 +43,7 @@ mod inode;
 mod leases;
 mod listing;
 mod membership;
+mod merge;
 mod nodes;
 mod pages;
 mod permissions;
@@ -76,6 +77,7 @@ use blocks::BlockMap;
 use codec::Random;
 use cursors::Cursors;
 use leases::Leases;
+use merge::Merges;
 use nodes::{NodeIndex, Nodes};
 use recovery::Recoveries;
 use repair::Repair;
@@ -141,6 +143,7 @@ pub struct Core {
     nodes: Nodes,
     leases: Leases,
     recoveries: Recoveries,
+    merges: Merges,
     retry: RetryCache,
     parked: calls::Parked,
     unsynced: Unsynced,
@@ -193,6 +196,7 @@ impl Core {
             nodes: Nodes::default(),
             leases: Leases::default(),
             recoveries: Recoveries::default(),
+            merges: Merges::default(),
             retry: RetryCache::default(),
             parked: calls::Parked::default(),
             unsynced: Unsynced::default(),
@@ -324,6 +328,7 @@ impl Core {
             self.expire_leases(turn);
             self.empty_trash(turn);
             self.expire_pending();
+            self.run_merges(turn);
             self.expire_answers(self.settings.cursor_budget);
         }
         self.check_safemode();

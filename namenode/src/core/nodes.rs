@@ -145,6 +145,8 @@ pub struct Node {
     pub verify: BTreeSet<(u64, u64, StorageIndex)>,
     /// Recoveries that it shall lead.
     pub recover: VecDeque<(pb::RecoverBlock, TxId)>,
+    /// Short blocks that it shall rewrite as one.
+    pub merge: VecDeque<(pb::MergeBlocks, TxId)>,
     /// Transaction of its last registration edit.
     pub registered_by: TxId,
 }

@@ -269,6 +269,7 @@ impl Core {
     /// A file was closed: its blocks count from now on.
     pub(super) fn file_closed(&mut self, file: u64) {
         // Earlier blocks were assessed when they were committed; the last ones just now.
+        self.note_short_blocks(file);
         self.parked.wake(file);
     }
 

@@ -236,6 +236,9 @@ impl Core {
             self.spare(id, storage);
         }
         let Some(block) = self.blocks.get(id).filter(|_| replica.id > 0) else {
+            if self.see_merged(id, storage, replica) {
+                return;
+            }
             if id > self.counters.block || replica.generation > self.counters.generation {
                 // This namenode was started with old metadata: it cannot tell what is superfluous.
                 self.repair.future_replicas += 1;

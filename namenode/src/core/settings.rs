@@ -36,6 +36,16 @@ pub struct CoreSettings {
     /// How long a block of a dead writer, of which nothing was reported, waits for datanodes that are away and may hold it.
     /// Shorter: acknowledged bytes on a node under repair are given up; longer: the file stays open for a node that is gone.
     pub abandoned_block_wait_ms: u64,
+    /// Whether runs of short blocks (left by appends and concats) are rewritten as one. Off: the namenode keeps each of them.
+    pub merge_short_blocks: bool,
+    /// A run has at least so many blocks. Fewer: more is rewritten for less.
+    pub merge_min_blocks: usize,
+    /// A file is left alone for this long after it was closed. Shorter: files that are appended to again are rewritten.
+    pub merge_delay_ms: u64,
+    /// Merges at a time in the whole cluster.
+    pub max_merges: usize,
+    /// Bytes that merges may rewrite in a second, in the whole cluster. Higher: they end sooner, and disturb more.
+    pub merge_bytes_per_second: u64,
     /// Share of blocks that must have a reported replica before safe mode ends. Lower: reads of missing blocks at start.
     pub safemode_threshold: f64,
     /// How long safe mode stays after its conditions hold. Longer: fewer surprises from late nodes, slower start.
@@ -87,6 +97,11 @@ impl Default for CoreSettings {
             lease_soft_limit_ms: 60_000,
             lease_hard_limit_ms: 300_000,
             abandoned_block_wait_ms: 24 * 3_600_000,
+            merge_short_blocks: true,
+            merge_min_blocks: 4,
+            merge_delay_ms: 60_000,
+            max_merges: 4,
+            merge_bytes_per_second: 32 << 20,
             safemode_threshold: 0.999,
             safemode_extension_ms: 0,
             min_replication: 1,
@@ -134,6 +149,10 @@ impl CoreSettings {
         range("lease_soft_limit_ms", self.lease_soft_limit_ms, 100, day)?;
         range("lease_hard_limit_ms", self.lease_hard_limit_ms, self.lease_soft_limit_ms, 30 * day)?;
         range("abandoned_block_wait_ms", self.abandoned_block_wait_ms, self.dead_interval_ms, 365 * day)?;
+        range("merge_min_blocks", self.merge_min_blocks as u64, 2, 256)?;
+        range("merge_delay_ms", self.merge_delay_ms, 0, 365 * day)?;
+        range("max_merges", self.max_merges as u64, 1, 10_000)?;
+        range("merge_bytes_per_second", self.merge_bytes_per_second, 1, u64::MAX)?;
         if !(0.0..=1.0).contains(&self.safemode_threshold) {
             return Err(format!("safemode_threshold = {} is outside 0 to 1", self.safemode_threshold));
         }

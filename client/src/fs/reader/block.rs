@@ -37,6 +37,8 @@ pub(super) struct BlockSource {
     rounds: u32,
     /// Where the active replica began.
     began: u64,
+    /// The file has other blocks by now.
+    gone: bool,
 }
 
 struct Active {
@@ -69,7 +71,13 @@ impl BlockSource {
             failures: Vec::new(),
             rounds: 0,
             began: range.start,
+            gone: false,
         }
+    }
+
+    /// Whether it failed because the file does not hold the block any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
     }
 
     /// The next piece; `None` at the end of the range.
@@ -251,8 +259,15 @@ impl BlockSource {
         self.rounds += 1;
         let wait_ms = (250_u64 << self.rounds.min(5)) + inner.env.entropy.below(100);
         inner.env.clock.sleep(Duration::from_millis(wait_ms)).await;
-        let fresh = self.file.locate_again(&self.located).await?;
-        self.located = fresh;
+        match self.file.locate_again(&self.located).await? {
+            Some(fresh) => self.located = fresh,
+            None => {
+                self.gone = true;
+                let name = block_name(self.located.block.as_ref().unwrap_or(&Default::default()));
+                let text = format!("{} holds {name} no more", self.file.path);
+                return Err(Error::new(ErrorCode::BlockNotFound, text).with_subject(&self.file.path));
+            }
+        }
         self.tried.clear();
         Ok(())
     }

@@ -87,21 +87,26 @@ impl OpenedFile {
         (offset < block.offset + block.length).then(|| block.clone())
     }
 
-    /// The same block with its replicas as they are now.
-    pub(super) async fn locate_again(&self, old: &LocatedBlock) -> Result<LocatedBlock> {
+    /// The same block with its replicas as they are now; `None`: the file has others in its place.
+    pub(super) async fn locate_again(&self, old: &LocatedBlock) -> Result<Option<LocatedBlock>> {
         // The offset of a block of an open file may have been counted by us: all of its blocks are looked through.
         let (offset, length) = if self.status().open { (0, 0) } else { (old.offset, 1) };
         let (status, blocks) = self.fs.locate(&self.path, offset, length).await?;
         self.check_same(&status)?;
         let id = |block: &LocatedBlock| block.block.as_ref().map(|block| block.id);
-        let Some(found) = blocks.into_iter().find(|block| id(block) == id(old)) else {
-            let name = old.block.as_ref().map(block_name).unwrap_or_default();
-            let text = format!("{} holds {name} no more", self.path);
-            return Err(Error::new(ErrorCode::BlockNotFound, text).with_subject(&self.path));
-        };
+        let Some(found) = blocks.into_iter().find(|block| id(block) == id(old)) else { return Ok(None) };
         let fresh = LocatedBlock { offset: old.offset, length: old.length, ..found };
         lock(&self.known).merge(vec![fresh.clone()]);
-        Ok(fresh)
+        Ok(Some(fresh))
+    }
+
+    /// Forgets where blocks lie: they are others by now.
+    pub(super) async fn forget_blocks(&self) -> Result<()> {
+        if self.status().open {
+            return self.refresh().await.map(drop);
+        }
+        lock(&self.known).blocks.clear();
+        Ok(())
     }
 }
 

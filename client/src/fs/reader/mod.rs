@@ -159,7 +159,7 @@ impl FileReader {
 
     fn range(&self, offset: u64, length: u64) -> RangeSource {
         let end = offset.saturating_add(length).min(self.length);
-        RangeSource { file: Arc::clone(&self.file), at: offset, end, block: None }
+        RangeSource { file: Arc::clone(&self.file), at: offset, end, block: None, relocated: false }
     }
 
     fn put_back(&mut self, chunk: Bytes) {
@@ -267,18 +267,28 @@ struct RangeSource {
     at: u64,
     end: u64,
     block: Option<BlockSource>,
+    /// Nothing came since the blocks were asked for anew.
+    relocated: bool,
 }
 
 impl RangeSource {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             if let Some(block) = &mut self.block {
-                match block.next().await? {
-                    Some(data) => {
+                match block.next().await {
+                    Ok(Some(data)) => {
                         self.at += data.len() as u64;
+                        self.relocated = false;
                         return Ok(Some(data));
                     }
-                    None => self.block = None,
+                    Ok(None) => self.block = None,
+                    // Short blocks were merged: the same bytes lie in another one.
+                    Err(_) if block.is_gone() && !self.relocated => {
+                        self.relocated = true;
+                        self.block = None;
+                        self.file.forget_blocks().await?;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             if self.at >= self.end {

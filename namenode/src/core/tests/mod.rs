@@ -1,6 +1,7 @@
 //! Scenarios over the whole core, with scripted datanodes.
 
 mod appends;
+mod merges;
 mod model;
 mod namespace;
 mod nodes;
@@ -348,6 +349,16 @@ impl World {
                 }
             }
             Order::Recover(recover) => self.recover(at, &recover),
+            Order::Merge(merge) => {
+                let block = merge.block.unwrap();
+                for target in merge.targets {
+                    let to = self.nodes.iter().position(|node| node.id == target.node_id).unwrap();
+                    if self.nodes[to].up {
+                        let held = (block.generation, merge.length, pb::ReplicaState::Finalized);
+                        self.hold(to, block.id as u64, held);
+                    }
+                }
+            }
             Order::Verify(_) => {}
         }
     }
