@@ -126,5 +126,5 @@ fn a_disk_that_is_full_from_one_moment_to_the_next() {
         stage.fault();
         stage.wait_progress(4);
     }
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }

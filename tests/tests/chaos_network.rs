@@ -40,7 +40,7 @@ fn connections_cut_again_and_again() {
         stage.endure(Duration::from_millis(400));
     }
     stage.wait_progress(3);
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn heartbeats_without_answers_and_answers_without_heartbeats() {
         stage.fault();
         stage.cluster.wait_state(node, "live", NOTICED);
     }
-    stage.finish(15, 15);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_namenode_out_of_reach_of_its_clients() {
         stage.fault();
         stage.wait_progress(3);
     }
-    stage.finish(15, 15);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -130,5 +130,5 @@ fn bits_flipped_on_the_way() {
     stage.wires.data.iter().for_each(Proxy::heal);
     stage.fault();
     stage.wait_progress(3);
-    stage.finish(15, 15);
+    stage.finish(10, 10);
 }

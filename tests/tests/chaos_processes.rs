@@ -21,7 +21,7 @@ fn datanodes_killed_and_back_after_a_while() {
         stage.cluster.wait_state(node, "live", NOTICED);
         stage.wait_progress(3);
     }
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn a_datanode_paused_until_it_is_stale_and_one_until_it_is_dead() {
         stage.cluster.wait_state(node, "live", NOTICED);
     }
     stage.wait_progress(3);
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn the_namenode_killed_and_paused_under_load() {
     let report = stage.cluster.json(&["admin", "report"]);
     let dead = report["nodes"].as_array().unwrap().iter().filter(|node| node["state"] == "dead").count();
     assert_eq!(dead, 0, "a pause of the namenode is nobody's death: {report}");
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn everything_killed_at_once_and_started_again() {
         stage.cluster.wait_serving(NOTICED);
         stage.wait_progress(5);
     }
-    stage.finish(20, 20);
+    stage.finish(10, 10);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn three_datanodes_lost_one_after_the_other_with_time_to_repair() {
         stage.wait_repaired();
         stage.wait_progress(2);
     }
-    stage.finish(15, 15);
+    stage.finish(10, 10);
 }
 
 /// The mixture; `CAIRN_CHAOS_SECONDS` makes it long.
