@@ -22,6 +22,7 @@ impl Bytes {
     }
 
     /// How many.
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> u64 {
         self.runs.iter().map(|(_, length)| length).sum()
     }
@@ -136,7 +137,7 @@ pub struct Model {
 
 /// A call that was sent.
 #[derive(Clone, Debug)]
-#[allow(dead_code, reason = "all of it is printed; some kinds wait for the calls that make them")]
+#[allow(dead_code, reason = "all of it is printed")]
 pub enum Pending {
     /// A file is created (and one there is replaced).
     Create { path: String },

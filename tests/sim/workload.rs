@@ -89,7 +89,7 @@ impl Client {
     }
 
     async fn one(&self, fs: &FileSystem) {
-        match self.entropy.below(20) {
+        match self.entropy.below(22) {
             0..=5 => self.write(fs, false).await,
             6 => self.append(fs).await,
             7 => self.write(fs, true).await,
@@ -100,7 +100,9 @@ impl Client {
             15 | 16 => self.delete(fs).await,
             17 => self.delete_dir(fs).await,
             18 => self.mkdir(fs).await,
-            _ => self.replicate(fs).await,
+            19 => self.replicate(fs).await,
+            20 => self.truncate(fs).await,
+            _ => self.concat(fs).await,
         }
     }
 
@@ -336,6 +338,36 @@ impl Client {
         if self.settle(&format!("delete {path}"), &result, &[]) && matches!(result, Ok(false)) {
             violated("acked_names", format!("{}: {path} was not there to be deleted", self.machine.name));
         }
+    }
+
+    async fn truncate(&self, fs: &FileSystem) {
+        let Some((path, file)) = self.model.borrow().some_closed(&self.entropy) else { return };
+        let length = self.entropy.below(file.bytes.len() + 1);
+        self.model.borrow_mut().begin(Pending::Truncate { path: path.clone(), length });
+        let result = fs.truncate(&path, length).await;
+        // The datanodes that hold the block that is cut may all be away.
+        let expected = [ErrorCode::BlockNotFound];
+        if self.settle(&format!("truncate {path} to {length}"), &result, &expected)
+            && result.is_ok_and(|answer| !answer.done)
+        {
+            // It has its new length, and is open until the datanodes have cut its last block: left alone but for reading.
+            self.with_file(&path, |file| file.closed = false);
+        }
+    }
+
+    async fn concat(&self, fs: &FileSystem) {
+        let Some((path, _)) = self.model.borrow().some_closed(&self.entropy) else { return };
+        let Some((source, part)) = self.model.borrow().some_closed(&self.entropy) else { return };
+        let parent = |path: &str| path.rsplit_once('/').map(|(parent, _)| parent.to_owned());
+        if source == path || parent(&source) != parent(&path) || part.bytes.len() == 0 {
+            return;
+        }
+        let sources = vec![source];
+        self.model.borrow_mut().begin(Pending::Concat { path: path.clone(), sources: sources.clone() });
+        let result = fs.concat(&path, &sources).await;
+        // Refused where the two ask for different numbers of replicas, for one.
+        let expected = [ErrorCode::InvalidArgument, ErrorCode::Unsupported];
+        self.settle(&format!("concat {path} {}", sources.join(" ")), &result, &expected);
     }
 
     async fn mkdir(&self, fs: &FileSystem) {

@@ -384,9 +384,10 @@ impl Core {
     }
 
     /// Closes a file for a writer that is gone: keeps every block up to the first one of which no whole replica was
-    /// reported.
+    /// reported, or up to and with the first that the writer left unfinished.
     fn close_abandoned(&mut self, turn: &mut Turn<'_>, file: u64) -> Result<(), Error> {
         let blocks = self.tree.get(file).map_or(&[][..], Inode::blocks).to_vec();
+        let full = self.tree.get(file).map_or(0, Inode::block_size);
         let mut lengths = Vec::new();
         let mut keep = blocks.len();
         for (at, id) in blocks.iter().enumerate() {
@@ -399,6 +400,12 @@ impl Core {
                 break;
             };
             lengths.push(pb::EditBlockLength { block_id: *id as i64, generation: block.generation, length });
+            if length < full {
+                // A writer begins the next block when this one is full: what lies there does not follow what is left here. None of
+                // it was acknowledged as durable, for that waits for this block.
+                keep = at + 1;
+                break;
+            }
         }
         // Nothing was written into a last block of no bytes.
         while lengths

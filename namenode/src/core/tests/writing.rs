@@ -441,3 +441,24 @@ fn an_abandoned_block_is_recovered_to_one_length() {
     world.pass(3_000);
     assert!(world.nodes.iter().all(|node| node.held.values().all(|held| held.1 == 40)));
 }
+
+#[test]
+fn what_follows_an_unfinished_block_goes_with_its_writer() {
+    let mut world = cluster();
+    // Two blocks are open: the writer begins the next one while the last one is made durable.
+    for (path, first, kept) in [("/cut", BLOCK - 1, vec![BLOCK - 1]), ("/whole", BLOCK, vec![BLOCK, 70])] {
+        let inode = world.create(path, 3).unwrap().inode;
+        for (index, length) in [(0, first), (1, 70)] {
+            let located = world.add_block(inode, index, &[]).unwrap();
+            let block = located.block.clone().unwrap();
+            for replica in &located.replicas {
+                let at = world.at(&replica.node_id);
+                world.hold(at, block.id as u64, finalized(block.generation, length));
+            }
+        }
+        world.pass(320_000);
+        let status = world.status(path).unwrap();
+        let lengths: Vec<u64> = world.locations(path).iter().map(|block| block.length).collect();
+        assert_eq!((status.open, lengths), (false, kept), "{path}");
+    }
+}
