@@ -17,6 +17,9 @@ use super::format::{
 /// Longest segment that is read; far above what is ever written (a segment is rolled at its size, then may grow by a batch).
 pub(crate) const MAX_SEGMENT_BYTES: u64 = 4 << 30;
 
+/// The last segment is written anew in pieces of this size.
+const COPY_BYTES: u64 = 1 << 20;
+
 /// One segment of a log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
@@ -195,17 +198,30 @@ fn check_place(path: &Path, at: usize, record: &Record, end: &LogEnd) -> Result<
     Err(LogError::damaged(path, at as u64, what))
 }
 
-/// Removes what lies behind the last good record: a torn batch and the room written ahead. A segment without any record
-/// is left alone: the next one has the same name and replaces it, so that a log is never without a segment.
+/// Writes the last segment anew up to its last good record: without a torn batch and the room written ahead, and durable for certain. (A
+/// namenode that was killed may have written what it had no time to sync; one that ended because a sync had failed leaves bytes that can be
+/// read and that no later sync of that file makes durable. What is read here is built upon from now on.) A segment without any record is
+/// left alone: the next one has the same name and replaces it, so that a log is never without a segment.
 pub fn cut_tail(fs: &dyn Fs, tail: &LogTail) -> Result<(), LogError> {
     if tail.is_empty {
         return Ok(());
     }
-    let file = fs.open(&tail.path, OpenMode::Write).map_err(LogError::io("open", &tail.path))?;
-    if file.len().map_err(LogError::io("measure", &tail.path))? != tail.end {
-        file.set_len(tail.end).map_err(LogError::io("cut", &tail.path))?;
+    let folder = tail.path.parent().unwrap_or(Path::new("."));
+    let aside = folder.join("next.tmp");
+    if fs.metadata(&aside).map_err(LogError::io("look at", &aside))?.is_some() {
+        fs.remove_file(&aside).map_err(LogError::io("remove", &aside))?;
     }
-    // Also if there is nothing to cut: a namenode that was killed may have written what it had no time to sync. What was read is built upon now, so
-    // it must not go with the next power cut.
-    file.sync_data().map_err(LogError::io("sync", &tail.path))
+    let old = fs.open(&tail.path, OpenMode::Read).map_err(LogError::io("open", &tail.path))?;
+    let new = fs.open(&aside, OpenMode::Create).map_err(LogError::io("make", &aside))?;
+    let mut piece = vec![0; COPY_BYTES.min(tail.end) as usize];
+    let mut at = 0;
+    while at < tail.end {
+        let part = &mut piece[..COPY_BYTES.min(tail.end - at) as usize];
+        old.read_exact_at(part, at).map_err(LogError::io("read", &tail.path))?;
+        new.write_all_at(part, at).map_err(LogError::io("write", &aside))?;
+        at += part.len() as u64;
+    }
+    new.sync_data().map_err(LogError::io("sync", &aside))?;
+    fs.rename(&aside, &tail.path).map_err(LogError::io("name", &tail.path))?;
+    fs.sync_dir(folder).map_err(LogError::io("sync", folder))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cairn_common::durable::{Fs, OpenMode, SystemFs, read_all};
 use cairn_common::entropy::Entropy;
-use cairn_common::simdisk::SimDisk;
+use cairn_common::simdisk::{Fault, FaultOp, SimDisk};
 use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::{ErrorCode, pb};
 use prost::Message;
@@ -465,4 +465,41 @@ fn what_a_start_has_read_survives_the_next_power_cut() {
         let end = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
         assert_eq!(end.last, TxId(4), "seed {seed}: the next transactions would follow on a gap");
     }
+}
+
+/// What a failed sync lost is still shown by the kernel, and no later sync of that file brings it to the disk.
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_durable_before_anything_follows() {
+    let mut seen = 0;
+    for seed in 0..30 {
+        let disk = SimDisk::new(1 << 30, Entropy::seeded(seed));
+        let fs: Arc<dyn Fs> = Arc::new(disk.clone());
+        let mut writer = formatted(&fs, &["/nn".into()], SIZES);
+        append(&mut writer, 1..=3);
+        writer.flush().unwrap();
+        disk.inject(Fault {
+            op: FaultOp::Sync,
+            path: String::new(),
+            after: 0,
+            times: 1,
+            kind: std::io::ErrorKind::Other,
+        });
+        append(&mut writer, 4..=4);
+        assert!(writer.flush().is_err());
+        drop(writer);
+        disk.kill();
+        let log = Path::new("/nn/log");
+        let end = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
+        seen += u64::from(end.last == TxId(4));
+        cut_tail(&disk, end.tail.as_ref().unwrap()).unwrap();
+        let dirs = open(&disk, &["/nn".into()]);
+        let mut writer = LogWriter::create(fs, dirs, facts(), SIZES, (end.last, end.chain)).unwrap();
+        append(&mut writer, end.last.0 + 1..=end.last.0 + 2);
+        writer.flush().unwrap();
+        drop(writer);
+        disk.crash();
+        let again = read_log(&disk, log, CLUSTER, TxId(1), |_, _| Ok(())).unwrap();
+        assert_eq!(again.last, TxId(end.last.0 + 2), "seed {seed}");
+    }
+    assert!(seen > 0, "the cache never showed what the disk had lost");
 }
