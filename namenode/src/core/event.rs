@@ -84,6 +84,24 @@ macro_rules! calls {
     };
 }
 
+impl ClientRequest {
+    /// Whether it may leave an edit in the log.
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::GetServerDefaults(_)
+                | Self::RenewLease(_)
+                | Self::GetStatus(_)
+                | Self::List(_)
+                | Self::GetBlockLocations(_)
+                | Self::ContentSummary(_)
+                | Self::ReportBadReplica(_)
+                | Self::ClusterReport(_)
+                | Self::SafeMode(_)
+        )
+    }
+}
+
 calls! {
     /// Defaults that a client needs before it writes.
     GetServerDefaults(GetServerDefaultsRequest, GetServerDefaultsResponse),

@@ -54,6 +54,45 @@ pub struct Checkpoint {
     promised: Option<(TxId, u64, u64, u64)>,
 }
 
+/// Records of one page.
+struct Records<T> {
+    number: u64,
+    slots: Vec<Option<T>>,
+    live: u32,
+    digest: u64,
+}
+
+enum Content {
+    Inodes(Records<Inode>),
+    Blocks(Records<Block>),
+    Other(Vec<u8>),
+}
+
+/// A page of an image that was read and is still to be taken by a core.
+pub struct DecodedPage(Content);
+
+fn decode_records<T: Record>(
+    reader: &mut Reader<'_>,
+    decode: impl Fn(&mut Reader<'_>) -> Result<T, String>,
+) -> Result<Records<T>, String> {
+    let number = reader.number()?;
+    let base = number.checked_mul(PAGE_RECORDS).ok_or("a page number is out of range")?;
+    let count = reader.number()?;
+    let mut slots = Vec::with_capacity(count.min(PAGE_RECORDS) as usize);
+    let (mut live, mut digest) = (0, 0u64);
+    for _ in 0..count {
+        let slot = reader.number()?.checked_add(slots.len() as u64).filter(|slot| *slot < PAGE_RECORDS);
+        let slot = slot.ok_or_else(|| format!("page {number} holds more than {PAGE_RECORDS} records"))?;
+        slots.resize_with(slot as usize, || None);
+        let record = decode(reader)?;
+        digest = digest.wrapping_add(record.hash(base + slot));
+        slots.push(Some(record));
+        live += 1;
+    }
+    slots.shrink_to_fit();
+    Ok(Records { number, slots, live, digest })
+}
+
 impl Core {
     /// Digest of the persistent state; does not depend on order. A deleted tree counts until it is freed, so compare
     /// states only when [`Core::has_work`] is false, or at the beginning of a checkpoint.
@@ -156,25 +195,57 @@ impl Core {
         out
     }
 
+    /// Reads one page of an image. Needs nothing of a core, so it can be done on any thread.
+    pub fn decode_page(page: &[u8]) -> Result<DecodedPage, LoadError> {
+        let mut reader = Reader::new(page);
+        let content = match reader.byte()? {
+            Inode::KIND => Content::Inodes(decode_records(&mut reader, Inode::decode)?),
+            Block::KIND => Content::Blocks(decode_records(&mut reader, Block::decode)?),
+            _ => return Ok(DecodedPage(Content::Other(page.to_vec()))),
+        };
+        if !reader.is_empty() {
+            return Err(LoadError("a page holds more than its records".into()));
+        }
+        Ok(DecodedPage(content))
+    }
+
     /// Takes one page of an image, in any order.
     pub fn load_page(&mut self, page: &[u8]) -> Result<(), LoadError> {
+        self.load_decoded(Self::decode_page(page)?)
+    }
+
+    /// Takes one page that was read before.
+    pub fn load_decoded(&mut self, page: DecodedPage) -> Result<(), LoadError> {
+        let twice = |number: u64| Err(LoadError(format!("page {number} comes twice")));
+        match page.0 {
+            Content::Inodes(Records { number, slots, live, digest }) => {
+                if !self.tree.inodes.insert_page(number, slots, live, digest) {
+                    return twice(number);
+                }
+            }
+            Content::Blocks(Records { number, slots, live, digest }) => {
+                for (slot, block) in slots.iter().enumerate() {
+                    match block.as_ref().map(Block::length) {
+                        Some(Some(_)) => self.repair.complete += 1,
+                        Some(None) => {
+                            self.blocks.open.insert(number * PAGE_RECORDS + slot as u64, OpenBlock::default());
+                        }
+                        None => {}
+                    }
+                }
+                if !self.blocks.table.insert_page(number, slots, live, digest) {
+                    return twice(number);
+                }
+            }
+            Content::Other(page) => self.load_lists(&page)?,
+        }
+        Ok(())
+    }
+
+    fn load_lists(&mut self, page: &[u8]) -> Result<(), LoadError> {
         let mut reader = Reader::new(page);
         match reader.byte()? {
             HEADER => self.load_header(&mut reader)?,
-            Inode::KIND => self.load_records(&mut reader, |core, id, reader| {
-                let inode = Inode::decode(reader)?;
-                if core.tree.inodes.insert(id, inode) { Ok(()) } else { Err(format!("inode {id} comes twice")) }
-            })?,
-            Block::KIND => self.load_records(&mut reader, |core, id, reader| {
-                let block = Block::decode(reader)?;
-                match block.length() {
-                    Some(_) => core.repair.complete += 1,
-                    None => {
-                        core.blocks.open.insert(id, OpenBlock::default());
-                    }
-                }
-                if core.blocks.table.insert(id, block) { Ok(()) } else { Err(format!("block {id} comes twice")) }
-            })?,
             LEASES => {
                 for _ in 0..reader.number()? {
                     let (file, holder) = (reader.number()?, reader.text()?);
@@ -195,25 +266,6 @@ impl Core {
         }
         if !reader.is_empty() {
             return Err(LoadError("a page holds more than its records".into()));
-        }
-        Ok(())
-    }
-
-    fn load_records(
-        &mut self,
-        reader: &mut Reader<'_>,
-        mut take: impl FnMut(&mut Self, u64, &mut Reader<'_>) -> Result<(), String>,
-    ) -> Result<(), String> {
-        let number = reader.number()?;
-        let base = number.checked_mul(PAGE_RECORDS).ok_or("a page number is out of range")?;
-        let mut slot = 0u64;
-        for _ in 0..reader.number()? {
-            slot = slot
-                .checked_add(reader.number()?)
-                .filter(|slot| *slot < PAGE_RECORDS)
-                .ok_or_else(|| format!("page {number} holds more than {PAGE_RECORDS} records"))?;
-            take(self, base + slot, reader)?;
-            slot += 1;
         }
         Ok(())
     }

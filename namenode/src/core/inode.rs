@@ -2,6 +2,7 @@
 
 use super::children::Children;
 use super::codec::{FixedMap, Reader, hash_bytes, mix, put, put_bytes};
+use super::name::Name;
 use super::pages::Record;
 
 /// Permission bits of an inode: sticky and rwxrwxrwx.
@@ -133,7 +134,7 @@ pub struct Inode {
     /// The directory that holds it; the root holds itself; 0: the root of a deleted tree that is still being freed.
     pub parent: u64,
     /// Its name there.
-    pub name: Box<str>,
+    pub name: Name,
     /// Last change of the contents, wall milliseconds.
     pub modified_ms: u64,
     /// Last access, wall milliseconds.
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn an_inode_is_small() {
-        assert!(size_of::<Option<Inode>>() <= 72, "{}", size_of::<Option<Inode>>());
+        assert!(size_of::<Option<Inode>>() <= 80, "{}", size_of::<Option<Inode>>());
     }
 
     #[test]

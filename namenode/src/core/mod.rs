@@ -11,7 +11,7 @@
 //!  append.rs truncate.rs concat.rs                              the operations on files that are there
 //!  permissions.rs                                               who may do what
 //!  edits.rs      the one place that changes the persistent state, live and in replay
-//!  tree.rs inode.rs children.rs pages.rs                        the namespace in memory
+//!  tree.rs inode.rs name.rs children.rs pages.rs                the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
 //!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs merge.rs cursors.rs subtree.rs    what happens by itself
 //!  image.rs restore.rs   checkpoints and loading, what a restore changes
@@ -44,6 +44,7 @@ mod leases;
 mod listing;
 mod membership;
 mod merge;
+mod name;
 mod nodes;
 mod pages;
 mod permissions;
@@ -87,7 +88,7 @@ use tree::Tree;
 use unsynced::Unsynced;
 
 pub use event::{Caller, ClientRequest, ClientResponse, Command, Event, Now, ReplyTo, Response, StreamId};
-pub use image::LoadError;
+pub use image::{DecodedPage, LoadError};
 pub use settings::CoreSettings;
 
 /// A larger edit is refused before it changes anything: the log could not take it, and the namenode would end.

@@ -171,6 +171,23 @@ impl<T: Record> PageTable<T> {
         true
     }
 
+    /// Adds a whole page that is not there yet; `false` if it is. `digest`: sum of the hashes of its records.
+    pub fn insert_page(&mut self, number: u64, slots: Vec<Option<T>>, live: u32, digest: u64) -> bool {
+        let (region, page, _) = place(number << PAGE_BITS);
+        let epoch = self.epoch;
+        let pages = self.regions.entry(region).or_default();
+        if pages.len() <= page {
+            pages.resize_with(page + 1, || Page { epoch, live: 0, slots: Vec::new() });
+        }
+        if pages[page].live > 0 {
+            return false;
+        }
+        pages[page] = Page { epoch, live, slots };
+        self.live += u64::from(live);
+        self.digest = self.digest.wrapping_add(digest);
+        true
+    }
+
     /// Takes a record out.
     pub fn remove(&mut self, id: u64) -> Option<T> {
         self.preserve(id);

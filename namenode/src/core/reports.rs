@@ -255,6 +255,9 @@ impl Core {
                 ReplicaState::Finalized if (replica.generation, replica.length) == (current, length) => {
                     self.blocks.forget_bad(id, storage);
                     self.add_replica(id, storage);
+                    // The common case: it is known there for sure.
+                    self.nodes.storage_mut(storage).blocks.insert(id);
+                    return self.reassess(id);
                 }
                 // Its last packet is on the way; the report of the finalized replica follows.
                 ReplicaState::BeingWritten if replica.generation == current => return,

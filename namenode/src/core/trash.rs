@@ -35,7 +35,7 @@ impl Core {
         let (_, homes) = self.tree.children_after(users, self.trash_after.as_bytes());
         let homes: Vec<u64> = homes.take(budget).collect();
         self.trash_after = match homes.last().and_then(|home| self.tree.get(*home)) {
-            Some(last) if homes.len() == budget => last.name.clone(),
+            Some(last) if homes.len() == budget => (*last.name).into(),
             _ => "".into(),
         };
         for home in homes {

@@ -1,10 +1,13 @@
 //! The namespace: inodes, their names and the directories that hold them.
 
+use std::cell::Cell;
+
 use cairn_proto::Error;
 use cairn_proto::ids::InodeId;
 use cairn_proto::path::check_name;
 
 use super::children::Children;
+use super::codec::{hash_bytes, mix};
 use super::inode::{Body, Inode, Strings};
 use super::pages::PageTable;
 
@@ -49,6 +52,25 @@ impl Resolved<'_> {
     }
 }
 
+/// Directories by parent and name, the last one of each slot: most paths lead through few directories, and this spares
+/// looking through the names of a large one. Nothing in it is believed: a directory is what its inode says.
+struct Shortcuts(Box<[Cell<u64>]>);
+
+const SHORTCUTS: usize = 1 << 14;
+
+impl Default for Shortcuts {
+    fn default() -> Self {
+        Self(vec![Cell::new(0); SHORTCUTS].into())
+    }
+}
+
+impl Shortcuts {
+    #[inline]
+    fn slot(&self, directory: u64, name: &str) -> &Cell<u64> {
+        &self.0[hash_bytes(mix(directory, 7), name.as_bytes()) as usize % SHORTCUTS]
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Tree {
@@ -58,6 +80,7 @@ pub struct Tree {
     pub strings: Strings,
     /// Number of directories.
     pub directories: u64,
+    shortcuts: Shortcuts,
 }
 
 fn name_in<'a>(inodes: &'a PageTable<Inode>) -> impl Fn(u64) -> &'a [u8] {
@@ -86,6 +109,23 @@ impl Tree {
         }
     }
 
+    /// The same for a child that is likely a directory.
+    #[inline]
+    fn directory(&self, parent: u64, name: &str) -> Option<u64> {
+        let slot = self.shortcuts.slot(parent, name);
+        let known = slot.get();
+        // What hangs in a directory says so itself; ids are never used twice.
+        let fits = |inode: &&Inode| inode.parent == parent && inode.name.as_bytes() == name.as_bytes();
+        if known != 0 && known != ROOT && self.inodes.get(known).filter(fits).is_some() {
+            return Some(known);
+        }
+        let found = self.child(parent, name)?;
+        if self.inodes.get(found).is_some_and(Inode::is_directory) {
+            slot.set(found);
+        }
+        Some(found)
+    }
+
     /// Children of a directory after `name`, and how many come before them.
     pub fn children_after(&self, directory: u64, name: &[u8]) -> (usize, impl Iterator<Item = u64> + use<'_>) {
         let children = match self.inodes.get(directory).map(|inode| &inode.body) {
@@ -102,8 +142,9 @@ impl Tree {
         let mut chain = Vec::with_capacity(parts.len() + 1);
         let mut at = ROOT;
         chain.push(at);
-        for part in &parts {
-            match self.child(at, part) {
+        for (depth, part) in parts.iter().enumerate() {
+            let is_last = depth + 1 == parts.len();
+            match if is_last { self.child(at, part) } else { self.directory(at, part) } {
                 Some(child) => at = child,
                 None => break,
             }
@@ -123,13 +164,16 @@ impl Tree {
             return self.walk_long(path, visit);
         }
         let mut at = ROOT;
+        let mut rest = path.len() - 1;
         for part in path[1..].split('/').filter(|part| !(part.is_empty() && path.len() == 1)) {
+            let is_last = rest == part.len();
+            rest = rest.saturating_sub(part.len() + 1);
             if check_name(part).is_err() {
                 return self.walk_long(path, visit);
             }
             let Some(inode) = self.inodes.get(at) else { return Ok(None) };
             visit(at, inode)?;
-            match self.child(at, part) {
+            match if is_last { self.child(at, part) } else { self.directory(at, part) } {
                 Some(child) => at = child,
                 // The rest may still hold an invalid name, which is the worse error.
                 None => return cairn_proto::path::components(path).map(|_| None),
@@ -294,9 +338,12 @@ impl Tree {
             let name_of = name_in(&self.inodes);
             ids.clear();
             ids.extend(group.iter().map(|(_, id)| *id));
-            ids.sort_unstable_by(|a, b| name_of(*a).cmp(name_of(*b)));
-            if let Some(twice) = ids.windows(2).find(|pair| name_of(pair[0]) == name_of(pair[1])) {
-                return Err(format!("inodes {} and {} have the same name in {}", twice[0], twice[1], group[0].0));
+            // Names mostly rise with the ids; then one look at each is enough.
+            if !ids.is_sorted_by(|a, b| name_of(*a) < name_of(*b)) {
+                ids.sort_unstable_by(|a, b| name_of(*a).cmp(name_of(*b)));
+                if let Some(twice) = ids.windows(2).find(|pair| name_of(pair[0]) == name_of(pair[1])) {
+                    return Err(format!("inodes {} and {} have the same name in {}", twice[0], twice[1], group[0].0));
+                }
             }
             let children = Children::from_sorted(&ids, name_of);
             if let Some(Body::Directory(slot)) = self.inodes.derived_mut(group[0].0).map(|inode| &mut inode.body) {

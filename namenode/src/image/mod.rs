@@ -22,6 +22,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use read::{ImageFacts, ImageFile, list_images, read_image, read_open_image, remove_leftovers};
+pub use read::{ImageFacts, ImageFile, list_images, read_image, read_image_on, read_open_image, remove_leftovers};
 pub use thread::{ImageJob, Imager, PageRoom};
 pub use write::{ImageWriter, Written};

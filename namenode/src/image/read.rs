@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cairn_common::durable::{File, Fs, OpenMode};
+use cairn_common::work::Work;
 use cairn_proto::ids::TxId;
 
 use super::format::{
@@ -58,6 +59,9 @@ pub fn remove_leftovers(fs: &dyn Fs, folder: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Pages that are unpacked at a time: enough to keep every core busy, few enough to hold in memory.
+const BATCH: usize = 256;
+
 /// Reads the image at `path` and gives each page to `visit`, which may refuse it with a reason. A page is given before the
 /// whole image is verified: what was made of the pages counts only if this returns `Ok`.
 pub fn read_image(
@@ -77,6 +81,68 @@ pub fn read_open_image(
     cluster_id: &str,
     visit: &mut dyn FnMut(&[u8]) -> Result<(), String>,
 ) -> Result<ImageFacts, LogError> {
+    let mut page = Vec::new();
+    read_batches(file, path, cluster_id, 1, |batch| {
+        let mut digest = 0u64;
+        for stored in &batch {
+            stored.unpack(path, &mut page)?;
+            digest = digest.wrapping_add(page_digest(&page));
+            visit(&page).map_err(|what| stored.damaged(path, &what))?;
+        }
+        Ok(digest)
+    })
+}
+
+/// As [`read_image`], but pages are unpacked and given to `decode` on several threads; what it makes of them goes to `take`, in
+/// order.
+pub fn read_image_on<D: Send>(
+    fs: &dyn Fs,
+    work: &Work,
+    path: &Path,
+    cluster_id: &str,
+    decode: impl Fn(&[u8]) -> Result<D, String> + Sync,
+    mut take: impl FnMut(D) -> Result<(), String>,
+) -> Result<ImageFacts, LogError> {
+    let threads = cairn_common::process::cores().max(1);
+    let file = fs.open(path, OpenMode::Read).map_err(LogError::io("open", path))?;
+    read_batches(&*file, path, cluster_id, BATCH, |batch| {
+        let share = batch.len().div_ceil(threads).max(1);
+        let mut parts: Vec<Vec<Stored>> = Vec::new();
+        for stored in batch {
+            match parts.last_mut().filter(|part| part.len() < share) {
+                Some(part) => part.push(stored),
+                None => parts.push(vec![stored]),
+            }
+        }
+        let decoded = work.each(parts, |part| {
+            let mut page = Vec::new();
+            let mut all = Vec::with_capacity(part.len());
+            for stored in part {
+                stored.unpack(path, &mut page)?;
+                let made = decode(&page).map_err(|what| stored.damaged(path, &what))?;
+                all.push((page_digest(&page), made, stored));
+            }
+            Ok(all)
+        });
+        let mut digest = 0u64;
+        for part in decoded {
+            for (page_digest, made, stored) in part? {
+                digest = digest.wrapping_add(page_digest);
+                take(made).map_err(|what| stored.damaged(path, &what))?;
+            }
+        }
+        Ok(digest)
+    })
+}
+
+/// Reads the frame of an image; `visit` takes up to `most` pages at a time and returns the sum of their digests.
+fn read_batches(
+    file: &dyn File,
+    path: &Path,
+    cluster_id: &str,
+    most: usize,
+    mut visit: impl FnMut(Vec<Stored>) -> Result<u64, LogError>,
+) -> Result<ImageFacts, LogError> {
     let length = file.len().map_err(LogError::io("measure", path))?;
     if length < (HEADER_BYTES + TRAILER_BYTES) as u64 {
         return Err(LogError::damaged_image(path, length, "the image ends early"));
@@ -86,33 +152,17 @@ pub fn read_open_image(
     reader.take(&mut header)?;
     let header = check_header(path, &header, cluster_id)?;
     let (mut pages, mut digest) = (0, 0u64);
-    let (mut stored, mut page) = (Vec::new(), Vec::new());
     loop {
-        let at = reader.at;
-        let mut head = [0; SECTION_BYTES];
-        reader.peek(&mut head[..4])?;
-        if &head[..4] == TRAILER_MAGIC {
+        let mut batch = Vec::new();
+        while batch.len() < most {
+            let Some(stored) = reader.next_page(pages)? else { break };
+            batch.push(stored);
+            pages += 1;
+        }
+        if batch.is_empty() {
             break;
         }
-        reader.take(&mut head)?;
-        let damaged = |what: String| LogError::damaged_image(path, at, format!("page {pages}: {what}"));
-        let section = Section::decode(&head).ok_or_else(|| damaged("its head is damaged".into()))?;
-        if section.stored as u64 > length - reader.at {
-            return Err(damaged("it ends behind the end of the file".into()));
-        }
-        stored.resize(section.stored, 0);
-        reader.take(&mut stored)?;
-        if Section::checksum(pages, section.raw, &stored) != section.crc {
-            return Err(damaged("its checksum differs".into()));
-        }
-        page.resize(section.raw, 0);
-        let size = zstd::bulk::decompress_to_buffer(&stored, &mut page[..]);
-        if size.ok() != Some(section.raw) {
-            return Err(damaged("it does not decompress to its length".into()));
-        }
-        digest = digest.wrapping_add(page_digest(&page));
-        visit(&page).map_err(damaged)?;
-        pages += 1;
+        digest = digest.wrapping_add(visit(batch)?);
     }
     let (at, crc) = (reader.at, reader.crc);
     let mut trailer = [0; TRAILER_BYTES];
@@ -124,6 +174,33 @@ pub fn read_open_image(
         return Err(damaged("the trailer does not fit the pages"));
     }
     Ok(ImageFacts { header, pages, digest, bytes: length })
+}
+
+/// A page as it lies in the file.
+struct Stored {
+    number: u64,
+    at: u64,
+    section: Section,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    fn damaged(&self, path: &Path, what: &str) -> LogError {
+        LogError::damaged_image(path, self.at, format!("page {}: {what}", self.number))
+    }
+
+    /// Checks and decompresses it.
+    fn unpack(&self, path: &Path, page: &mut Vec<u8>) -> Result<(), LogError> {
+        if Section::checksum(self.number, self.section.raw, &self.bytes) != self.section.crc {
+            return Err(self.damaged(path, "its checksum differs"));
+        }
+        page.resize(self.section.raw, 0);
+        let size = zstd::bulk::decompress_to_buffer(&self.bytes, &mut page[..]);
+        if size.ok() != Some(self.section.raw) {
+            return Err(self.damaged(path, "it does not decompress to its length"));
+        }
+        Ok(())
+    }
 }
 
 fn check_header(path: &Path, bytes: &[u8; HEADER_BYTES], cluster_id: &str) -> Result<ImageHeader, LogError> {
@@ -154,6 +231,25 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The next page, which is the one with this number; `None`: the trailer comes.
+    fn next_page(&mut self, number: u64) -> Result<Option<Stored>, LogError> {
+        let at = self.at;
+        let mut head = [0; SECTION_BYTES];
+        self.peek(&mut head[..4])?;
+        if &head[..4] == TRAILER_MAGIC {
+            return Ok(None);
+        }
+        self.take(&mut head)?;
+        let damaged = |what: &str| LogError::damaged_image(self.path, at, format!("page {number}: {what}"));
+        let section = Section::decode(&head).ok_or_else(|| damaged("its head is damaged"))?;
+        if section.stored as u64 > self.length - self.at {
+            return Err(damaged("it ends behind the end of the file"));
+        }
+        let mut bytes = vec![0; section.stored];
+        self.take(&mut bytes)?;
+        Ok(Some(Stored { number, at, section, bytes }))
+    }
+
     fn peek(&self, out: &mut [u8]) -> Result<(), LogError> {
         if self.at + out.len() as u64 > self.length {
             return Err(LogError::damaged_image(self.path, self.at, "the image ends early"));

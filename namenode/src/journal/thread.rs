@@ -101,6 +101,26 @@ impl Journal {
         self.requests.send(Request::Append(batch)).await.map_err(|_| Stopped)
     }
 
+    /// Hands over transactions, or gives them back if the queue is full.
+    pub fn try_append(&self, batch: Batch) -> Result<Batch, Stopped> {
+        match self.requests.try_send(Request::Append(batch)) {
+            Ok(()) => Ok(Batch::new()),
+            Err(mpsc::error::TrySendError::Full(Request::Append(batch))) => Ok(batch),
+            Err(_) => Err(Stopped),
+        }
+    }
+
+    /// Whether the next request is taken at once.
+    pub fn has_room(&self) -> bool {
+        self.requests.capacity() > 0
+    }
+
+    /// Waits until the queue is not full; returns too if the thread is gone.
+    pub async fn room(&self) {
+        // The room is for whoever comes next: only the owner sends.
+        let _ = self.requests.reserve().await;
+    }
+
     /// Starts a new segment behind everything appended so far.
     pub async fn roll(&self) -> Result<(), Stopped> {
         self.requests.send(Request::Roll).await.map_err(|_| Stopped)

@@ -23,6 +23,7 @@ pub(super) const NOW: Now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
 pub(super) fn plan(disk: &SimDisk, dirs: usize) -> LoadPlan {
     LoadPlan {
         fs: Arc::new(disk.clone()),
+        work: cairn_common::work::Work::inline(),
         clock: Clock::system(),
         dirs: (0..dirs).map(|dir| PathBuf::from(format!("/meta/d{dir}"))).collect(),
         accept_missing_dir: false,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cairn_common::clock::Clock;
 use cairn_common::durable::{Fs, OpenMode};
+use cairn_common::work::Work;
 use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use prost::Message;
@@ -12,7 +13,7 @@ use prost::Message;
 use crate::backup::check_archive;
 use crate::backup::restore::{Restore, RestorePlan, Restored};
 use crate::core::{Command, Core, CoreSettings, Now};
-use crate::image::{list_images, read_image, remove_leftovers};
+use crate::image::{list_images, read_image_on, remove_leftovers};
 use crate::journal::{
     ClusterFacts, DirSet, DirState, Found, LogEnd, LogError, LogSizes, LogWriter, MetaDir, cut_tail, is_harmless,
     list_segments, open_set, read_log, read_version,
@@ -22,6 +23,8 @@ use crate::journal::{
 pub struct LoadPlan {
     /// Files.
     pub fs: Arc<dyn Fs>,
+    /// Threads.
+    pub work: Work,
     /// Time.
     pub clock: Clock,
     /// Metadata directories.
@@ -339,9 +342,14 @@ fn load_image(plan: &LoadPlan, dir: &MetaDir, facts: &ClusterFacts) -> Result<(C
     let mut first_error = None;
     for image in list_images(&*plan.fs, &folder)? {
         let mut core = Core::new_for_load(plan.core.clone());
-        let read = read_image(&*plan.fs, &image.path, &facts.cluster_id, |page| {
-            core.load_page(page).map_err(|error| error.to_string())
-        });
+        let read = read_image_on(
+            &*plan.fs,
+            &plan.work,
+            &image.path,
+            &facts.cluster_id,
+            |page| Core::decode_page(page).map_err(|error| error.to_string()),
+            |page| core.load_decoded(page).map_err(|error| error.to_string()),
+        );
         let finished = read.and_then(|found| {
             let damaged = |what: String| LogError::damaged_image(&image.path, 0, what);
             core.finish_load(image.txid).map_err(|error| damaged(error.to_string()))?;

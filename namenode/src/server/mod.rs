@@ -26,6 +26,8 @@ mod crash_tests;
 #[cfg(test)]
 mod restore_tests;
 #[cfg(test)]
+mod stall_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
@@ -162,6 +164,7 @@ async fn load_off_thread(env: &Env, settings: &NamenodeSettings) -> Result<load:
     }
     let plan = load::LoadPlan {
         fs: Arc::clone(&env.fs),
+        work: env.work.clone(),
         clock: env.clock.clone(),
         dirs: settings.dirs.clone(),
         accept_missing_dir: settings.accept_missing_dir,

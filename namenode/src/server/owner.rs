@@ -12,6 +12,11 @@
 //!                       └──pages──▶ image thread
 //! ```
 //!
+//! # A slow disk
+//! While the journal's queue is full the owner does not wait for it: calls that change something are put aside, everything
+//! else (heartbeats, reports, reads, time) goes on. When too many are put aside nothing is taken from the queue any more,
+//! and time stands still: nobody may be found silent who is not listened to.
+//!
 //! # Crash
 //! If the journal stops (no directory is left) nothing more is answered: the owner ends, every waiting call is told so, and
 //! [`super::Running::failed`] returns.
@@ -19,7 +24,7 @@
 //! # Cancellation
 //! A caller that goes away leaves its answer to nobody; the work is done all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use cairn_common::Env;
@@ -36,6 +41,8 @@ use crate::journal::{Batch, Journal, JournalStatus};
 
 /// Events taken from the queue in one turn: bounds how long an answer waits for the events behind it.
 const EVENTS_PER_TURN: usize = 256;
+/// Calls that wait for a journal that is behind. Then the queue itself waits.
+const MAX_PUT_ASIDE: usize = 4_096;
 
 /// An answer to somebody who waits.
 pub type Answer<T> = oneshot::Sender<Result<T>>;
@@ -184,6 +191,10 @@ struct Owner {
     closed: Vec<StreamId>,
     /// Edits that the journal has not been given yet.
     batch: Batch,
+    /// Whether the journal had no room for edits of an earlier turn.
+    is_behind: bool,
+    /// Calls that change something, while that is so.
+    put_aside: VecDeque<Inbox>,
     /// Callers that want an image.
     images_asked: Vec<Answer<pb::CheckpointResponse>>,
     /// Whether replicas from the future were complained about.
@@ -205,26 +216,33 @@ pub async fn run(core: Core, parts: OwnerParts) -> Result<()> {
     owner.event(Event::Synced { txid: durable });
     while !owner.stopping && end.is_ok() {
         let now_ms = env.clock.mono_ms();
+        let listens = owner.put_aside.len() < MAX_PUT_ASIDE;
         if now_ms >= next_tick {
-            // Heartbeats that came in while the process stood still count before the timers that they keep alive.
-            for _ in 0..inbox.len() {
-                let Ok(event) = inbox.try_recv() else { break };
-                owner.take(event);
+            if listens {
+                // Heartbeats that came in while the process stood still count before the timers that they keep alive.
+                for _ in 0..inbox.len() {
+                    let Ok(event) = inbox.try_recv() else { break };
+                    owner.receive(event);
+                }
+                owner.event(Event::Tick);
             }
-            owner.event(Event::Tick);
             next_tick = env.clock.mono_ms() + tick_ms;
+        } else if !owner.is_behind && !owner.put_aside.is_empty() {
+            owner.take_put_aside();
         } else {
-            let has_work = owner.core.has_work();
+            let has_work = listens && owner.core.has_work();
+            let is_full = !journal.has_room();
             tokio::select! { biased;
                 changed = status.changed() => if changed.is_err() {
                     // The journal's thread is gone; were it in order, its handle would be too.
                     end = Err(log_failure(&status));
                     break;
                 },
-                written = checkpoint.written() => {
+                () = journal.room(), if is_full => {}
+                written = checkpoint.written(), if !is_full => {
                     checkpoint.finished(written, &mut owner.core, &journal, &env.clock).await;
                 }
-                taken = inbox.recv_many(&mut events, EVENTS_PER_TURN) => {
+                taken = inbox.recv_many(&mut events, EVENTS_PER_TURN), if listens => {
                     owner.take_all(taken, &mut events);
                     // Images and cursors must get on also while the queue is never empty.
                     let room = imager.room().now_or_never().filter(|_| checkpoint.wants_room(owner.hold.durable()));
@@ -246,9 +264,11 @@ pub async fn run(core: Core, parts: OwnerParts) -> Result<()> {
                 tokio::task::yield_now().await;
             }
         }
-        end = owner.upkeep(&mut status, &journal).await;
+        end = owner.upkeep(&mut status, &journal);
         checkpoint.ask(&mut owner.images_asked);
-        if end.is_ok() && checkpoint.is_due(owner.core.last_txid(), env.clock.mono_ms()) {
+        // An image begins behind everything that the journal was given, and with a request to it.
+        let can_begin = end.is_ok() && !owner.is_behind && journal.has_room();
+        if can_begin && checkpoint.is_due(owner.core.last_txid(), env.clock.mono_ms()) {
             checkpoint.begin(&mut owner.core, &journal, &imager, &env.clock).await;
         }
     }
@@ -267,6 +287,8 @@ impl Owner {
             commands: Vec::new(),
             closed: Vec::new(),
             batch: Vec::new(),
+            is_behind: false,
+            put_aside: VecDeque::new(),
             images_asked: Vec::new(),
             warned: false,
             stopping: false,
@@ -277,7 +299,28 @@ impl Owner {
     fn take_all(&mut self, taken: usize, events: &mut Vec<Inbox>) {
         self.stopping |= taken == 0;
         for event in events.drain(..) {
-            self.take(event);
+            self.receive(event);
+        }
+    }
+
+    /// Takes a message, or puts it aside because the journal has no room for what it may change.
+    fn receive(&mut self, message: Inbox) {
+        let changes = match &message {
+            Inbox::Client { request, .. } => request.changes(),
+            Inbox::Register { .. } => true,
+            _ => false,
+        };
+        if changes && self.is_behind {
+            self.put_aside.push_back(message);
+        } else {
+            self.take(message);
+        }
+    }
+
+    fn take_put_aside(&mut self) {
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(message) = self.put_aside.pop_front() else { return };
+            self.take(message);
         }
     }
 
@@ -400,7 +443,7 @@ impl Owner {
     }
 
     /// Lets go what became durable, and gives the journal the new edits.
-    async fn upkeep(&mut self, status: &mut watch::Receiver<JournalStatus>, journal: &Journal) -> Result<()> {
+    fn upkeep(&mut self, status: &mut watch::Receiver<JournalStatus>, journal: &Journal) -> Result<()> {
         let (durable, epoch) = {
             let status = status.borrow_and_update();
             match &status.failed {
@@ -426,10 +469,10 @@ impl Owner {
                  directories; those replicas are left alone"
             );
         }
-        let batch = std::mem::take(&mut self.batch);
-        if !batch.is_empty() && journal.append(batch).await.is_err() {
-            return Err(log_failure(status));
+        if !self.batch.is_empty() {
+            self.batch = journal.try_append(std::mem::take(&mut self.batch)).map_err(|_| log_failure(status))?;
         }
+        self.is_behind = !self.batch.is_empty();
         Ok(())
     }
 
@@ -443,6 +486,9 @@ impl Owner {
     ) -> Result<()> {
         inbox.close();
         if end.is_ok() {
+            while let Some(event) = self.put_aside.pop_front() {
+                self.take(event);
+            }
             while let Ok(event) = inbox.try_recv() {
                 self.take(event);
             }
