@@ -105,6 +105,23 @@ pub fn die_with_parent() {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
+/// Starts this program anew in the same process, with a heap on huge pages, where the kernel gives them on request: looks at
+/// random into gigabytes of small records else spend half of their time in page tables. Returns if there is nothing to do,
+/// or if it cannot be done: then the program is only slower. To be called before anything else is begun.
+pub fn prefer_huge_pages() {
+    use std::os::unix::process::CommandExt as _;
+    const KNOBS: &str = "GLIBC_TUNABLES";
+    let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    // Whoever set knobs knows better; and it is set the second time.
+    if !modes.contains("[madvise]") || std::env::var_os(KNOBS).is_some() {
+        return;
+    }
+    let mut words = std::env::args_os();
+    let (Some(name), Ok(program)) = (words.next(), std::env::current_exe()) else { return };
+    // Returns only if it failed.
+    let _ = std::process::Command::new(program).arg0(name).args(words).env(KNOBS, "glibc.malloc.hugetlb=1").exec();
+}
+
 /// Resident bytes of all processes of a group; 0 if none is left.
 pub fn resident_bytes_of_group(group: u32) -> u64 {
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };

@@ -137,6 +137,14 @@ impl Driver {
         match operation {
             O::Mkdirs { .. } | O::Rename { .. } | O::Delete { .. } => self.change_name(operation),
             O::Chmod { .. } | O::Chown { .. } | O::SetTimes { .. } | O::Setrep { .. } => self.change_name(operation),
+            O::Truncate { path, .. } | O::Concat { target: path, .. } => {
+                let file = self.model.entries.get(path).and_then(|entry| entry.file.as_ref());
+                // A file that is open may be taken from its writer just then.
+                if file.is_none_or(|file| file.writer.is_none()) {
+                    self.change_name(operation);
+                }
+            }
+            O::Append { user, path, writer } => self.append(user_of(*user), path, &writer_of(*writer)),
             O::Create { user, path, overwrite, writer } => {
                 self.create(user_of(*user), path, *overwrite, &writer_of(*writer));
             }
@@ -223,10 +231,19 @@ impl Driver {
         self.renewed.insert(writer.to_owned(), self.world.core.now_ms);
     }
 
+    /// Where a truncate cuts.
+    fn cut_of(&self, operation: &Operation) -> u64 {
+        let Operation::Truncate { path, blocks, .. } = operation else { return 0 };
+        let file = self.model.entries.get(path).and_then(|entry| entry.file.as_ref());
+        let kept = file.iter().flat_map(|file| &file.blocks).take((*blocks).into());
+        kept.filter_map(|block| block.length).sum()
+    }
+
     /// A change of names or attributes: done or refused as the model says, and a refused one leaves no edit.
     fn change_name(&mut self, operation: &Operation) {
         use Operation as O;
         let (user, before) = (request_user(operation), self.model.clone());
+        let length = self.cut_of(operation);
         let expected = !self.in_safe_mode() && {
             let model = &mut self.model;
             match operation {
@@ -237,13 +254,15 @@ impl Driver {
                 O::Chown { path, owner } => model.chown(path, user_of(*owner)),
                 O::SetTimes { path, .. } => model.can_set_times(path),
                 O::Setrep { path, replication, .. } => model.set_replication(user, path, *replication),
+                O::Truncate { path, .. } => model.truncate(user, path, length),
+                O::Concat { target, source, .. } => model.concat(user, target, source),
                 other => panic!("{other:?}"),
             }
         };
         let call = self.context(user);
         let edits = self.world.log.len();
         let safe = self.in_safe_mode();
-        let result = self.call(user, name_request(operation, call));
+        let result = self.call(user, name_request(operation, call, length));
         let done = match &result {
             Ok(ClientResponse::Delete(response)) => response.existed,
             other => other.is_ok(),
@@ -455,6 +474,7 @@ fn request_user(operation: &Operation) -> &'static str {
     match operation {
         O::Mkdirs { user, .. } | O::Rename { user, .. } | O::Delete { user, .. } => user_of(*user),
         O::Chmod { user, .. } | O::Setrep { user, .. } => user_of(*user),
+        O::Truncate { user, .. } | O::Concat { user, .. } => user_of(*user),
         _ => "root",
     }
 }
@@ -463,13 +483,14 @@ fn changed_path(operation: &Operation) -> &str {
     use Operation as O;
     match operation {
         O::Rename { to, .. } => to,
+        O::Truncate { path, .. } | O::Concat { target: path, .. } => path,
         O::Mkdirs { path, .. } | O::Delete { path, .. } | O::Chmod { path, .. } => path,
         O::Chown { path, .. } | O::SetTimes { path, .. } | O::Setrep { path, .. } => path,
         other => panic!("{other:?}"),
     }
 }
 
-fn name_request(operation: &Operation, call: Option<pb::CallContext>) -> ClientRequest {
+fn name_request(operation: &Operation, call: Option<pb::CallContext>, length: u64) -> ClientRequest {
     use Operation as O;
     match operation.clone() {
         O::Mkdirs { path, mode, .. } => pb::MkdirsRequest { call, path, permission: mode, create_parents: true }.into(),
@@ -485,6 +506,8 @@ fn name_request(operation: &Operation, call: Option<pb::CallContext>) -> ClientR
         O::SetTimes { path, modified_ms } => {
             pb::SetTimesRequest { call, path, modified_ms: Some(modified_ms), accessed_ms: None }.into()
         }
+        O::Truncate { path, .. } => pb::TruncateRequest { call, path, length }.into(),
+        O::Concat { target, source, .. } => pb::ConcatRequest { call, target, sources: vec![source] }.into(),
         O::Setrep { path, replication, .. } => pb::SetReplicationRequest { call, path, replication }.into(),
         other => panic!("{other:?}"),
     }

@@ -250,6 +250,50 @@ impl Model {
         true
     }
 
+    /// A closed file that this user may write.
+    pub fn may_write(&self, user: &str, path: &str) -> bool {
+        let file = self.entries.get(path).and_then(|entry| entry.file.as_ref());
+        self.passes(user, path) && file.is_some_and(|file| file.writer.is_none()) && self.may(user, path, WRITE)
+    }
+
+    /// The file keeps its first blocks.
+    pub fn truncate(&mut self, user: &str, path: &str, length: u64) -> bool {
+        let fits = self.may_write(user, path);
+        let Some(file) = self.entries.get_mut(path).filter(|_| fits).and_then(|entry| entry.file.as_mut()) else {
+            return false;
+        };
+        let whole: u64 = file.blocks.iter().filter_map(|block| block.length).sum();
+        if length < whole {
+            let mut end = 0;
+            let kept = file.blocks.iter().take_while(|block| {
+                let stays = end < length;
+                end += block.length.unwrap_or(0);
+                stays
+            });
+            let kept = kept.count();
+            file.blocks.truncate(kept);
+        }
+        true
+    }
+
+    /// The target gets the blocks of the source, which is gone.
+    pub fn concat(&mut self, user: &str, target: &str, source: &str) -> bool {
+        let there = self.entries.get(source).and_then(|entry| entry.file.as_ref());
+        let whole = there.is_some_and(|file| file.writer.is_none() && !file.blocks.is_empty());
+        let fits = self.may_write(user, target)
+            && self.passes(user, source)
+            && whole
+            && target != source
+            && parent(target) == parent(source)
+            && self.may(user, source, READ)
+            && self.may_unlink(user, source);
+        if fits {
+            let moved = self.entries.remove(source).and_then(|entry| entry.file).unwrap();
+            self.entries.get_mut(target).and_then(|entry| entry.file.as_mut()).unwrap().blocks.extend(moved.blocks);
+        }
+        fits
+    }
+
     /// A change of times is only checked for being allowed: the superuser makes it.
     pub fn can_set_times(&self, path: &str) -> bool {
         self.passes("root", path) && self.entries.contains_key(path)

@@ -75,7 +75,23 @@ pub enum Operation {
     Renew {
         writer: u8,
     },
-    // Append, truncate and concat come here: their step in `writers.rs`, their meaning in `Model`, their share in `plain`.
+    Append {
+        user: u8,
+        path: String,
+        writer: u8,
+    },
+    /// Cut behind so many blocks. (A cut inside a block is a recovery under another name; `truncate.rs` has its tests.)
+    Truncate {
+        user: u8,
+        path: String,
+        blocks: u8,
+    },
+    Concat {
+        user: u8,
+        target: String,
+        source: String,
+    },
+    // Further operations: their step in `driver.rs` or `writers.rs`, their meaning in `Model`, their share in `plain`.
     // Datanodes and their replicas.
     NodeDown {
         node: u8,
@@ -149,6 +165,14 @@ pub fn plain() -> impl Strategy<Value = Operation> {
         3 => (0u8..8, any::<bool>()).prop_map(|(file, late)| O::Complete { file, late }),
         4 => (0u8..3, path(), 0u8..3).prop_map(|(user, path, writer)| O::Write { user, path, writer }),
         1 => (0u8..3).prop_map(|writer| O::Renew { writer }),
+        2 => (0u8..3, path(), 0u8..3).prop_map(|(user, path, writer)| O::Append { user, path, writer }),
+        1 => (0u8..3, path(), 0u8..3).prop_map(|(user, path, blocks)| O::Truncate { user, path, blocks }),
+        2 => (0u8..3, path(), 0u8..3, any::<bool>()).prop_map(|(user, target, name, sibling)| {
+            // Mostly a file of the same directory.
+            let directory = if sibling { super::parent(&target) } else { "/" };
+            let source = format!("{}/{}", directory.trim_end_matches('/'), (b'a' + name) as char);
+            O::Concat { user, target, source }
+        }),
         2 => Just(O::Sync),
         1 => Just(O::Tick),
     ]

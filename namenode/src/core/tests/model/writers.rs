@@ -42,6 +42,41 @@ impl Driver {
         true
     }
 
+    pub fn append(&mut self, user: &'static str, path: &str, writer: &str) {
+        let open = self.model.entries.get(path).and_then(|entry| entry.file.as_ref()?.writer.clone());
+        if let Some(holder) = open {
+            let renewed = self.renewed.get(&holder).copied().unwrap_or(0);
+            if holder != writer && renewed + SOFT_MS < self.world.core.now_ms {
+                return; // it may be taken from its writer just now
+            }
+        }
+        let expected = !self.in_safe_mode() && self.model.may_write(user, path);
+        let call = self.context(user);
+        let edits = self.world.log.len();
+        let request = pb::AppendRequest { call, path: path.into(), client_name: writer.into() };
+        let result = self.call(user, request.into());
+        assert_eq!(result.is_ok(), expected, "append to {path} by {user}: {result:?}");
+        let Ok(ClientResponse::Append(response)) = result else {
+            assert_eq!(self.world.log.len(), edits, "a refused append left an edit");
+            return;
+        };
+        self.renew(writer);
+        let inode = response.status.unwrap().inode;
+        let generation = |id: u64| self.world.core.blocks.get(id).unwrap().generation;
+        let known = |block: &ModelBlock| Written {
+            id: block.id,
+            generation: generation(block.id),
+            length: block.length.unwrap(),
+            nodes: Vec::new(),
+        };
+        let file = self.model.by_inode(inode).and_then(|entry| entry.file.as_mut()).unwrap();
+        file.writer = Some(writer.to_owned());
+        assert_eq!(file.blocks.len(), response.blocks as usize);
+        let blocks = file.blocks.iter().map(known).collect();
+        self.handles.retain(|handle| handle.inode != inode);
+        self.handles.push(Handle { inode, user, writer: writer.to_owned(), blocks });
+    }
+
     /// The file of a handle, if its writer still has it open.
     fn open_file(&mut self, handle: &Handle) -> Option<&mut File> {
         let file = self.model.by_inode(handle.inode)?.file.as_mut()?;
