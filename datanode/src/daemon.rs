@@ -101,6 +101,7 @@ impl Datanode {
             tasks.push(tokio::spawn(http::serve(http, Arc::clone(&reporter))));
         }
         tasks.push(tokio::spawn(crate::scrub::run(Arc::clone(&transfer))));
+        tasks.push(tokio::spawn(crate::store::quarantine::keep(Arc::clone(&transfer))));
         tasks.push(tokio::spawn(keep_volumes(Arc::clone(&reporter))));
         tasks.push(tokio::spawn(reporter.run()));
         let node_id = store.identity().node_id;

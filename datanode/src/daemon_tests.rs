@@ -54,6 +54,7 @@ impl Cluster for Script {
             epoch: 3,
             registration: *registrations,
             heartbeat_interval_ms: 50,
+            ..Default::default()
         }))
     }
 

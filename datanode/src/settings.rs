@@ -47,6 +47,9 @@ pub struct DatanodeSettings {
     /// Pause between two comparisons of the folders with what is known to be in them; 0: none. Longer: a file that was removed by hand is
     /// noticed later (or when it is read).
     pub directory_scan_interval_ms: u64,
+    /// How long replicas stay in quarantine that the namenode does not know. Shorter: less time to find out that it was started from the wrong
+    /// metadata; longer: their room is taken for longer.
+    pub quarantine_ms: u64,
     /// Tasks that may run at once; 0: this node runs none.
     pub task_slots: u32,
     /// Take jobs although the data port is reachable from beyond this machine.
@@ -96,6 +99,7 @@ impl Default for DatanodeSettings {
             scan_period_ms: 21 * 24 * 3_600_000,
             scan_pause_ms: 3_600_000,
             directory_scan_interval_ms: 6 * 3_600_000,
+            quarantine_ms: 24 * 3_600_000,
             task_slots: 2,
             allow_jobs: false,
             worker_command: Vec::new(),
@@ -134,6 +138,9 @@ impl DatanodeSettings {
             self.host.as_ref().filter(|host| !(1..=253).contains(&host.len()) || !host.chars().all(plain))
         {
             return Err(invalid(format!("host: {host:?} is not a host name")));
+        }
+        if self.quarantine_ms > 366 * 24 * 3_600_000 {
+            return Err(invalid(format!("quarantine_ms: {} is more than a year", self.quarantine_ms)));
         }
         if self.capacity_bytes.is_some_and(|bytes| bytes < 1 << 20) {
             return Err(invalid("capacity_bytes: less than 1 MiB holds no block".into()));

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cairn_tests::cluster::files_below;
 use cairn_tests::{Cluster, ClusterOptions, Member, data, wait_for, wait_until};
 use serde_json::Value;
 
@@ -69,7 +70,7 @@ fn thousand(cluster: &Cluster, folder: &str) {
 fn a_lost_namespace_is_restored_to_the_very_transaction() {
     let archive = tempfile::tempdir().unwrap();
     let archive = archive.path().join("log");
-    let mut cluster = archiving(&archive, 3);
+    let mut cluster = archiving(&archive, 4);
     let kept = data::random(1, 1_500_000);
     cluster.put("/kept", &kept, &[]);
     cluster.cairn(&["admin", "checkpoint"]).ok();
@@ -85,11 +86,14 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     let middle = data::random(2, 700_000);
     cluster.put("/many/file", &middle, &[]);
     let (wanted, expected) = (last_txid(&cluster), listing(&cluster));
-    cluster.put("/later", &data::random(3, 600_000), &[]);
+    cluster.put("/later", &data::random(3, 600_000), &["--replication", "4"]);
+    let unknown = cluster.blocks("/later")[0]["id"].to_string().trim_matches('"').to_owned();
     cluster.cairn(&["mv", "/kept", "/moved"]).ok();
     thousand(&cluster, "more");
     wait_archived(&cluster);
     let last = last_txid(&cluster);
+    // One datanode is away from here until the restore is confirmed.
+    cluster.kill_datanode(3);
     cluster.kill_namenode();
     let (dir, lost) = (cluster.dir().join("namenode"), cluster.path("lost"));
     std::fs::rename(&dir, &lost).unwrap();
@@ -121,6 +125,22 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     assert_eq!(cluster.cat("/new"), b"new");
     assert_eq!(report(&cluster)["restored_to_txid"], wanted);
     wait_archived(&cluster);
+
+    // The block of the future that was left behind is on each node, known to none, and stays until somebody confirms.
+    let held = |cluster: &Cluster, at: usize, quarantined: bool| {
+        let of_block = |name: &str| name.starts_with(&format!("{unknown}_")) && name.ends_with(".blk") != quarantined;
+        files_below(&cluster.datanodes[at].dir, &of_block).len()
+    };
+    assert!((0..4).all(|at| held(&cluster, at, false) == 1));
+    cluster.cairn(&["--user", "nobody", "admin", "confirm-restore"]).fails_naming(1, &["superuser"]);
+    assert!(cluster.cairn(&["admin", "confirm-restore"]).ok().contains(&format!("transaction {wanted} is confirmed")));
+    assert!(cluster.cairn(&["admin", "confirm-restore"]).ok().contains("no restore waits"));
+    assert_eq!(report(&cluster)["restored_to_txid"], 0);
+    cluster.restart_datanode(3);
+    wait_until("all four have put it away, the one that was away too", Duration::from_secs(60), || {
+        (0..4).all(|at| held(&cluster, at, false) == 0 && held(&cluster, at, true) == 1)
+    });
+    assert_eq!(cluster.cat("/kept"), kept);
 
     old_namenode_is_fenced(&mut cluster, &lost);
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use cairn_proto::ids::{BlockId, Generation};
+use cairn_proto::ids::BlockId;
 use cairn_proto::pb::{self, datanode_command::Command, report_up::Report};
 use cairn_proto::{ErrorCode, ErrorKind};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -15,6 +15,12 @@ use crate::transfer::{Transfer, copy, merge, recover};
 /// Orders that may wait; the namenode repeats what was dropped.
 const WAITING: usize = 1_024;
 
+/// Replicas that shall go, or be put away.
+struct Removal {
+    replicas: Vec<pb::ReplicaRef>,
+    forever: bool,
+}
+
 /// Carries out orders.
 pub struct Commands {
     transfer: Arc<Transfer>,
@@ -22,23 +28,23 @@ pub struct Commands {
     waiting: Arc<Semaphore>,
     /// Blocks that are being copied: an order repeated too early is not carried out twice.
     copying: Mutex<HashSet<i64>>,
-    deletions: mpsc::Sender<pb::DeleteReplicas>,
+    removals: mpsc::Sender<Removal>,
     full_report: Notify,
 }
 
 impl Commands {
-    /// Starts the worker for deletions.
+    /// Starts the worker for removals.
     pub fn start(transfer: &Arc<Transfer>) -> Arc<Self> {
-        let (deletions, queue) = mpsc::channel(WAITING);
+        let (removals, queue) = mpsc::channel(WAITING);
         let commands = Arc::new(Self {
             transfer: Arc::clone(transfer),
             streams: Arc::new(Semaphore::new(transfer.settings.replication_streams)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             copying: Mutex::default(),
-            deletions,
+            removals,
             full_report: Notify::new(),
         });
-        tokio::spawn(delete_all(Arc::clone(transfer), queue));
+        tokio::spawn(remove_all(Arc::clone(transfer), queue));
         commands
     }
 
@@ -51,11 +57,8 @@ impl Commands {
     pub fn take(self: &Arc<Self>, command: pb::DatanodeCommand) {
         match command.command {
             Some(Command::FullReport(_)) => self.full_report.notify_one(),
-            Some(Command::Delete(delete)) => {
-                if self.deletions.try_send(delete).is_err() {
-                    tracing::warn!("too many deletions wait; the namenode will ask again");
-                }
-            }
+            Some(Command::Delete(order)) => self.remove(Removal { replicas: order.replicas, forever: true }),
+            Some(Command::Quarantine(order)) => self.remove(Removal { replicas: order.replicas, forever: false }),
             Some(Command::Replicate(order)) => self.replicate(order),
             Some(Command::Verify(order)) => {
                 for replica in order.replicas {
@@ -65,6 +68,12 @@ impl Commands {
             Some(Command::Recover(order)) => self.recover(order),
             Some(Command::Merge(order)) => self.merge(order),
             None => tracing::warn!("the namenode sent an order that this version does not know"),
+        }
+    }
+
+    fn remove(&self, removal: Removal) {
+        if self.removals.try_send(removal).is_err() {
+            tracing::warn!("too many deletions wait; the namenode will ask again");
         }
     }
 
@@ -166,26 +175,22 @@ fn announce_absent(transfer: &Transfer, replica: &pb::ReplicaRef) {
     }));
 }
 
-async fn delete_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<pb::DeleteReplicas>) {
-    while let Some(order) = queue.recv().await {
+async fn remove_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<Removal>) {
+    while let Some(removal) = queue.recv().await {
         let mut deleted = 0;
-        for replica in order.replicas {
+        for replica in removal.replicas {
             let Ok((block, generation)) = transfer.check_block(replica.block.as_ref()) else { continue };
-            match delete(&transfer, block, generation, &replica.storage_id).await {
-                Ok(()) => deleted += 1,
+            let removed = match removal.forever {
+                true => transfer.store.delete(block, generation, &replica.storage_id).await,
+                false => transfer.store.quarantine(block, generation, &replica.storage_id).await,
+            };
+            match removed {
+                Ok(()) => deleted += u64::from(removal.forever),
                 Err(error) if error.code() == ErrorCode::BlockNotFound => announce_absent(&transfer, &replica),
-                Err(error) => tracing::warn!("block {block} is not deleted: {error}"),
+                Err(error) if removal.forever => tracing::warn!("block {block} is not deleted: {error}"),
+                Err(error) => tracing::warn!("block {block} is not put into quarantine: {error}"),
             }
         }
         transfer.metrics.deleted.fetch_add(deleted, Ordering::Relaxed);
     }
-}
-
-async fn delete(
-    transfer: &Transfer,
-    block: BlockId,
-    generation: Generation,
-    storage_id: &str,
-) -> cairn_proto::Result<()> {
-    transfer.store.delete(block, generation, storage_id).await
 }

@@ -123,6 +123,10 @@ impl Reporter {
         };
         let answer = client.register(request).await.map_err(rpc::error)?.into_inner();
         transfer.store.join_cluster(&answer.cluster_id, &answer.pool_id, answer.epoch).await?;
+        if answer.restore_unconfirmed {
+            // Before anything is reported: the restored namespace may know what another future had put away.
+            transfer.store.bring_back().await;
+        }
         Ok((client, answer))
     }
 

@@ -22,6 +22,7 @@ mod health_tests;
 pub mod map;
 mod open;
 pub mod ops;
+pub mod quarantine;
 pub mod rewrite;
 pub mod scan;
 #[cfg(test)]

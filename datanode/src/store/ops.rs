@@ -382,6 +382,26 @@ impl BlockStore {
 
     /// Deletes a replica unless it has a newer generation. A writer is stopped first.
     pub async fn delete(self: &Arc<Self>, block: BlockId, generation: Generation, storage_id: &str) -> Result<()> {
+        let (volume, entry) = self.claim_for_removal(block, generation, storage_id).await?;
+        let store = Arc::clone(self);
+        self.env
+            .work
+            .io(move || {
+                store.unlink(volume, block, &entry);
+                // Only now: a copy that comes back must not meet the old file of the same name.
+                store.map.forget(volume, block, entry.generation, true);
+            })
+            .await;
+        Ok(())
+    }
+
+    /// Claims a replica that shall go, unless it has a newer generation than the order names. A writer is stopped first.
+    pub(super) async fn claim_for_removal(
+        &self,
+        block: BlockId,
+        generation: Generation,
+        storage_id: &str,
+    ) -> Result<(usize, Entry)> {
         let check = |entry: &Entry| {
             if entry.generation > generation {
                 let text =
@@ -395,36 +415,32 @@ impl BlockStore {
             return Err(not_found(block));
         }
         self.stop_writer(block, check).await?;
-        let (volume, entry) = self.map.claim(block, |entry| {
+        self.map.claim(block, |entry| {
             check(entry)?;
             match entry.kind {
                 Kind::Writing(_) => Err(Error::new(ErrorCode::Busy, format!("block {block} got another writer"))),
                 _ => Ok(()),
             }
-        })?;
-        let store = Arc::clone(self);
-        self.env
-            .work
-            .io(move || {
-                store.unlink(volume, block, &entry);
-                // Only now: a copy that comes back must not meet the old file of the same name.
-                store.map.forget(volume, block, entry.generation, true);
-            })
-            .await;
-        Ok(())
+        })
     }
 
-    /// Removes the file of an entry that is claimed or out of the map.
-    pub(super) fn unlink(&self, volume: usize, block: BlockId, entry: &Entry) {
+    /// Where the file of an entry lies that is claimed or out of the map, and its size.
+    pub(super) fn file_of(&self, volume: usize, block: BlockId, entry: &Entry) -> Option<(PathBuf, u64)> {
         let storage = &self.volumes[volume];
         let (path, bytes) = match &entry.kind {
             Kind::Finalized { length, stored } => (storage.finalized_path(block, entry.generation, *length), *stored),
             Kind::Recovering { index, .. } => (storage.open_path(block, entry.generation, false), index.frames_end()),
             Kind::Corrupt { path, stored, .. } => (Ok(path.clone()), *stored),
-            Kind::Writing(_) | Kind::Claimed(_) => return,
+            Kind::Writing(_) | Kind::Claimed(_) => return None,
         };
+        path.ok().map(|path| (path, bytes))
+    }
+
+    /// Removes the file of an entry that is claimed or out of the map.
+    pub(super) fn unlink(&self, volume: usize, block: BlockId, entry: &Entry) {
+        let storage = &self.volumes[volume];
+        let Some((path, bytes)) = self.file_of(volume, block, entry) else { return };
         self.cache.remove(block, entry.generation);
-        let Ok(path) = path else { return };
         match self.env.fs.remove_file(&path) {
             Ok(()) => storage.removed(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => storage.removed(bytes),

@@ -272,6 +272,10 @@ pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<
         let kind = Kind::Corrupt { length: length.unwrap_or(0), stored: file.len, path };
         found.replicas.entry(block.0).or_insert(Entry { generation, kind });
     }
+    for file in list(fs, &root.join(super::quarantine::FOLDER))?.into_iter().filter(|entry| !entry.is_dir) {
+        // Nobody serves or reports it; its room is taken all the same.
+        volume.found(file.len);
+    }
     let temporary = root.join("tmp");
     for file in list(fs, &temporary)? {
         let path = temporary.join(&file.name);

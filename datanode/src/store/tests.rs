@@ -74,6 +74,48 @@ async fn finalized_replicas_are_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn quarantine_keeps_a_replica_for_a_while_and_gives_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&[dir.path()]);
+    let data = random(70_000, 1);
+    let other = BlockId(BLOCK.0 + 1);
+    let used = {
+        let store = open_store(&settings).await;
+        for block in [BLOCK, other] {
+            write(&store, block, &data, 100_000).await.finalize().unwrap();
+        }
+        let used = store.volume(0).usage().used;
+        let newer = Generation(GEN.0 + 1);
+        assert_eq!(store.quarantine(BLOCK, GEN, "elsewhere").await.unwrap_err().code(), ErrorCode::BlockNotFound);
+        store.quarantine(BLOCK, newer, "").await.unwrap();
+        store.quarantine(other, GEN, "").await.unwrap();
+        assert_eq!(store.read(BLOCK, GEN).await.err().unwrap().code(), ErrorCode::BlockNotFound, "not served");
+        assert_eq!(
+            (store.map().count(0), store.volume(0).usage().used),
+            (0, used),
+            "not reported, but its room is taken"
+        );
+        used
+    };
+    assert!(files(dir.path()).is_empty(), "no file has a block's name");
+    let store = open_store(&settings).await;
+    assert_eq!((store.map().count(0), store.volume(0).usage().used), (0, used), "a restart changes nothing");
+    // One of the blocks was written anew meanwhile: that one stays.
+    write(&store, other, &data, 100_000).await.finalize().unwrap();
+    assert_eq!(store.bring_back().await, 1);
+    assert_eq!(store.verify(BLOCK, GEN).await.unwrap().0, 70_000);
+    assert_eq!(store.empty_quarantine(store.env().clock.wall_ms() - 60_000).await, 0, "too young");
+    assert_eq!(store.empty_quarantine(store.env().clock.wall_ms() + 60_000).await, 1);
+    assert_eq!(store.volume(0).usage().used, used);
+    assert_eq!(store.bring_back().await, 0);
+    let store = {
+        drop(store);
+        open_store(&settings).await
+    };
+    assert_eq!((store.map().count(0), store.volume(0).usage().used), (2, used));
+}
+
+#[tokio::test]
 async fn a_crash_at_any_byte_near_the_end_keeps_the_whole_frames() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&[dir.path()]);

@@ -6,6 +6,7 @@
 //! <dir>/<pool>/rbw/<id>_<generation>.rbw                        open pipelines, and what crashes left of them
 //! <dir>/<pool>/tmp/                                             copies under way; worthless after a crash
 //! <dir>/<pool>/corrupt/                                         set aside, reported, never served
+//! <dir>/<pool>/quarantine/                                      unknown to the namenode; kept for a while (quarantine.rs)
 //! <dir>/jobs/, <dir>/state/                                     not ours
 //! ```
 
@@ -178,7 +179,7 @@ impl Volume {
         }
         let root = self.root.join(pool);
         let failed = |error: io::Error| Error::io(root.display(), &error);
-        for name in ["finalized", "rbw", "tmp", "corrupt"] {
+        for name in ["finalized", "rbw", "tmp", "corrupt", super::quarantine::FOLDER] {
             self.fs.create_dir_all(&root.join(name)).map_err(failed)?;
         }
         self.fs.restrict(&root).map_err(failed)?;

@@ -73,6 +73,7 @@ impl Core {
             epoch: self.epoch.0,
             registration: self.nodes.node(index).registration,
             heartbeat_interval_ms: self.settings.heartbeat_interval_ms,
+            restore_unconfirmed: !self.may_put_away(),
         })
     }
 
@@ -283,16 +284,17 @@ impl Core {
             return;
         }
         self.repeat_deletions(index);
-        let (mut replicas, mut later) = (Vec::new(), Vec::new());
+        let (mut replicas, mut unknown, mut later) = (Vec::new(), Vec::new(), Vec::new());
         let due_ms = self.now_ms + DELETE_AGAIN_MS;
         let most = self.settings.deletions_per_heartbeat;
-        while replicas.len() < most && later.len() < most {
+        while replicas.len() + unknown.len() < most && later.len() < most {
             let Some(deletion) = self.nodes.node_mut(index).delete.pop_front() else { break };
             match self.deletion_holds(&deletion) {
                 Verdict::Delete => {
                     if self.nodes.node_mut(index).deleting.handed_out(deletion, due_ms) {
                         self.unsynced.depend(deletion.depends_on);
-                        replicas.push(pb::ReplicaRef {
+                        let orders = if deletion.known { &mut replicas } else { &mut unknown };
+                        orders.push(pb::ReplicaRef {
                             block: Some(self.pb_block(deletion.block, deletion.generation)),
                             storage_id: self.nodes.storage(deletion.storage).id.clone(),
                         });
@@ -305,6 +307,9 @@ impl Core {
         self.nodes.node_mut(index).delete.extend(later);
         if !replicas.is_empty() {
             orders.push(Order::Delete(pb::DeleteReplicas { replicas }));
+        }
+        if !unknown.is_empty() {
+            orders.push(Order::Quarantine(pb::QuarantineReplicas { replicas: unknown }));
         }
     }
 

@@ -139,6 +139,8 @@ pub struct Core {
     last_checkpoint: TxId,
     /// The transaction that the state was restored to, until a person confirms it; 0: nothing waits for that.
     restored_to: u64,
+    /// Blocks that it freed lately.
+    freed: restore::Freed,
     tree: Tree,
     blocks: BlockMap,
     nodes: Nodes,
@@ -160,6 +162,9 @@ pub struct Core {
     paused_ms: u64,
     last_mono_ms: u64,
     started_ms: u64,
+    /// How far the wall clock was ahead of the monotonic one at the last look, and since when (turn time) it goes steadily.
+    wall_ahead_ms: i64,
+    steady_since_ms: u64,
     upkeep_ms: u64,
     /// When the trash is looked at next, and the last user whose turn it was.
     trash_due_ms: u64,
@@ -192,6 +197,7 @@ impl Core {
             last_txid: TxId(0),
             last_checkpoint: TxId(0),
             restored_to: 0,
+            freed: restore::Freed::default(),
             tree: Tree::default(),
             blocks: BlockMap::default(),
             nodes: Nodes::default(),
@@ -211,6 +217,8 @@ impl Core {
             paused_ms: 0,
             last_mono_ms: 0,
             started_ms: 0,
+            wall_ahead_ms: 0,
+            steady_since_ms: 0,
             upkeep_ms: 0,
             trash_due_ms: 0,
             trash_after: "".into(),
@@ -266,6 +274,8 @@ impl Core {
         self.last_mono_ms = now.mono_ms;
         self.paused_ms = 0;
         self.started_ms = self.now_ms;
+        self.wall_ahead_ms = now.wall_ms as i64 - now.mono_ms as i64;
+        self.steady_since_ms = self.now_ms;
         // Registrations of the namenode's earlier life must not look valid.
         self.next_registration = (now.wall_ms << 10) | 1;
         self.leases.renew_all(self.now_ms);

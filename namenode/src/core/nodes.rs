@@ -26,6 +26,8 @@ pub struct QueuedDeletion {
     pub storage: StorageIndex,
     /// The edit that made it superfluous.
     pub depends_on: TxId,
+    /// Whether this namenode knows why: it freed the block, or has other replicas of it. Else the replica is only put away.
+    pub known: bool,
 }
 
 /// Deletions that were handed out.

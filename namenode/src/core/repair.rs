@@ -294,6 +294,7 @@ impl Core {
         let bad = self.blocks.bad.remove(&id).unwrap_or_default();
         self.uncount_block(id);
         let Some(block) = self.blocks.table.remove(id) else { return };
+        self.freed.note(id, block.generation);
         for storage in &storages {
             self.nodes.storage_mut(*storage).blocks.remove(id);
         }
@@ -302,8 +303,8 @@ impl Core {
             let node = self.nodes.storage(*storage).node;
             if self.nodes.node(node).alive {
                 let generation = block.generation.max(generation);
-                let deletion = QueuedDeletion { block: id, generation, storage: *storage, depends_on };
-                self.nodes.node_mut(node).delete.push_back(deletion);
+                let deletion = QueuedDeletion { block: id, generation, storage: *storage, depends_on, known: true };
+                self.push_deletion(node, deletion);
             }
         }
     }

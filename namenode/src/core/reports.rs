@@ -243,7 +243,8 @@ impl Core {
                 // This namenode was started with old metadata: it cannot tell what is superfluous.
                 self.repair.future_replicas += 1;
             } else {
-                self.queue_deletion(id, replica.generation, storage);
+                let known = self.freed.contains(id, replica.generation);
+                self.queue_removal(id, replica.generation, storage, known);
             }
             return;
         };
@@ -293,13 +294,23 @@ impl Core {
         self.blocks.note_bad(id, storage, generation);
     }
 
-    /// A replica of no known block shall go, after safe mode, and only in this generation.
+    /// A replica that this namenode knows to be superfluous or bad shall go, after safe mode, and only in this generation.
     pub(super) fn queue_deletion(&mut self, block: u64, generation: u64, storage: StorageIndex) {
+        self.queue_removal(block, generation, storage, true);
+    }
+
+    /// As [`Self::queue_deletion`]; what is not `known` is put into quarantine, not deleted.
+    fn queue_removal(&mut self, block: u64, generation: u64, storage: StorageIndex, known: bool) {
         let depends_on = self.last_txid;
         let node = self.nodes.storage(storage).node;
+        self.push_deletion(node, QueuedDeletion { block, generation, storage, depends_on, known });
+    }
+
+    /// Beyond the limit a deletion is dropped: the replica is found again by the next full report, and put away then.
+    pub(super) fn push_deletion(&mut self, node: NodeIndex, deletion: QueuedDeletion) {
         let queue = &mut self.nodes.node_mut(node).delete;
         if queue.len() < MAX_DELETIONS {
-            queue.push_back(QueuedDeletion { block, generation, storage, depends_on });
+            queue.push_back(deletion);
         }
     }
 }

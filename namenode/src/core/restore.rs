@@ -1,5 +1,13 @@
 //! After a restore: counters that were moved on, and the word of a person before anything is put away.
 //!
+//! # Deleted or put away
+//! A datanode *deletes* a replica at once only if this namenode knows from its own log why: it freed the block ([`Freed`], or the order was
+//! queued when it did), or the block has enough other replicas (superfluous, or bad with a good one there). A replica
+//! of a block that it does not know otherwise goes into *quarantine*: the file may have been deleted while the node was away, but this
+//! namenode may also have been started from the wrong metadata. Two kinds are left where they are: ids and generations beyond
+//! all that was handed out (proof of old metadata: a person must look), and newer generations of a known block (a recovery may have made them
+//! whose report is on its way); neither is ever named to a reader.
+//!
 //! # Consistency
 //! The future that was left behind has handed out ids and generations that this namenode does not know of. The first edit
 //! after a restore moves all counters on by [`COUNTER_STEP`], so none of them is ever handed out again, and whatever
@@ -7,6 +15,8 @@
 //! wrong moment was restored, the right one can still be.
 
 use cairn_proto::Error;
+use std::collections::{BTreeMap, VecDeque};
+
 use cairn_proto::pb::{self, edit::Kind};
 
 use super::event::{Command, Now};
@@ -15,6 +25,35 @@ use super::{Carries, Core, Turn, codec};
 
 /// How far the counters move: more than any future hands out before somebody notices.
 pub const COUNTER_STEP: u64 = 1 << 32;
+
+/// Freed blocks that are remembered.
+const MAX_FREED: usize = 16_384;
+
+/// Blocks that were freed lately, live or in replay: a replica that is reported late is known to be superfluous.
+#[derive(Default)]
+pub struct Freed {
+    generations: BTreeMap<u64, u64>,
+    order: VecDeque<u64>,
+}
+
+impl Freed {
+    /// A block was freed in this generation.
+    pub fn note(&mut self, id: u64, generation: u64) {
+        if self.generations.insert(id, generation).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > MAX_FREED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.generations.remove(&oldest);
+        }
+    }
+
+    /// Whether this block was freed in this generation or a newer one.
+    pub fn contains(&self, id: u64, generation: u64) -> bool {
+        self.generations.get(&id).is_some_and(|freed| generation <= *freed)
+    }
+}
 
 impl Core {
     /// The log has been replayed up to the transaction that a person wants: logs what makes it a future of its own. To be

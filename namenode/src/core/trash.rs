@@ -4,6 +4,9 @@
 //! folder named by its time (milliseconds since 1970), and such a folder is deleted when it is one interval old. So what
 //! was deleted stays for one interval at least and little more than one and a quarter. All state is in the names: a restart
 //! forgets nothing.
+//!
+//! A wall clock that jumps forward must not empty everything at once: nothing is deleted in the hour after such a jump, nor in the
+//! first hour after a start, so that a wrong clock can be set right.
 
 use cairn_proto::pb::{self, edit::Kind};
 
@@ -11,6 +14,10 @@ use super::tree::ROOT;
 use super::{Carries, Core, Turn};
 
 const CURRENT: &str = "Current";
+/// Nothing is deleted for this long (or one interval, if that is less) after a start, or after the wall clock jumped forward.
+const GRACE_MS: u64 = 3_600_000;
+/// The wall clock may get ahead of the monotonic one by so much between two looks.
+const JUMP_MS: i64 = 60_000;
 /// Longest time between two looks.
 const LOOK_MS: u64 = 60_000;
 
@@ -29,6 +36,7 @@ impl Core {
             return;
         }
         let period_ms = (interval_ms / 4).max(1);
+        let may_delete = self.trust_wall(turn.wall_ms, GRACE_MS.min(interval_ms));
         self.trash_due_ms = self.now_ms + period_ms.min(LOOK_MS);
         let Some(users) = self.tree.child(ROOT, "user") else { return };
         let budget = self.settings.cursor_budget;
@@ -42,7 +50,7 @@ impl Core {
             let Some(trash) = self.tree.child(home, ".Trash") else { continue };
             let plan = self.plan_trash(trash, turn.wall_ms, interval_ms, period_ms);
             self.unsynced.reset();
-            for inode in plan.old {
+            for inode in plan.old.into_iter().filter(|_| may_delete) {
                 // The state was just looked at: an edit that is refused now is one for the next look.
                 let _ = self.commit(turn, Carries::Nothing, Kind::Delete(pb::EditDelete { inode, parent: trash }));
             }
@@ -53,6 +61,16 @@ impl Core {
             }
         }
         self.free_now();
+    }
+
+    /// Whether the wall clock has gone steadily for `grace_ms`.
+    fn trust_wall(&mut self, wall_ms: u64, grace_ms: u64) -> bool {
+        let ahead_ms = wall_ms as i64 - self.last_mono_ms as i64;
+        if ahead_ms > self.wall_ahead_ms + JUMP_MS {
+            self.steady_since_ms = self.now_ms;
+        }
+        self.wall_ahead_ms = ahead_ms;
+        self.now_ms >= self.steady_since_ms + grace_ms
     }
 
     fn plan_trash(&self, trash: u64, wall_ms: u64, interval_ms: u64, period_ms: u64) -> Plan {

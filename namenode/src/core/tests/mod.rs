@@ -7,6 +7,7 @@ mod namespace;
 mod nodes;
 mod pipelines;
 mod replay;
+mod restore;
 mod speed;
 mod trash;
 mod truncates;
@@ -322,8 +323,8 @@ impl World {
     fn obey(&mut self, at: usize, order: Order) {
         match order {
             Order::FullReport(_) => self.full_report(at),
-            Order::Delete(delete) => {
-                for replica in delete.replicas {
+            Order::Delete(pb::DeleteReplicas { replicas }) | Order::Quarantine(pb::QuarantineReplicas { replicas }) => {
+                for replica in replicas {
                     let block = replica.block.unwrap();
                     let id = block.id as u64;
                     if self.nodes[at].held.get(&id).is_some_and(|held| held.0 <= block.generation) {

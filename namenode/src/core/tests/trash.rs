@@ -51,3 +51,23 @@ fn no_interval_means_that_nothing_is_touched() {
     world.pass(10 * INTERVAL);
     assert_eq!(names(&mut world).len(), 2);
 }
+
+#[test]
+fn a_jump_of_the_wall_clock_deletes_nothing_at_once() {
+    let mut world = World::with(CoreSettings { trash_interval_ms: INTERVAL, ..settings() });
+    throw_away(&mut world, "a");
+    world.pass(INTERVAL / 2);
+    let before = names(&mut world);
+    assert!(before.iter().any(|path| path.ends_with("/a")));
+    // A month forward: everything would be old enough.
+    world.now.wall_ms += 30 * 24 * 3_600_000;
+    world.pass(INTERVAL / 2);
+    assert!(names(&mut world).iter().any(|path| path.ends_with("/a")), "there is time to set the clock right");
+    world.now.wall_ms -= 30 * 24 * 3_600_000;
+    world.pass(INTERVAL / 8);
+    assert!(names(&mut world).iter().any(|path| path.ends_with("/a")));
+    // Whoever leaves it so means it.
+    world.now.wall_ms += 30 * 24 * 3_600_000;
+    world.pass(2 * INTERVAL);
+    assert_eq!(names(&mut world), Vec::<String>::new());
+}
