@@ -3,75 +3,22 @@
 // A helper that fails is a test that fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_client::fs::{ClientSettings, CreateOptions, ErrorCode, FileSystem, RenameMode, ReplicaState};
+use cairn_client::fs::{CreateOptions, ErrorCode, FileSystem, RenameMode, ReplicaState};
 use cairn_common::Env;
 use cairn_common::entropy::Entropy;
-use cairn_datanode::{Datanode, DatanodeSettings};
-use cairn_namenode::{Namenode, NamenodeSettings};
+
+use common::Cluster;
 
 const BLOCK: u64 = 1 << 20;
 
-struct Cluster {
-    _dir: tempfile::TempDir,
-    namenode: cairn_namenode::Running,
-    nodes: Vec<Option<cairn_datanode::Running>>,
-    fs: FileSystem,
-}
-
-impl Cluster {
-    async fn start(datanodes: usize) -> Self {
-        let env = Env::system();
-        let dir = tempfile::tempdir().unwrap();
-        let settings = NamenodeSettings {
-            dirs: vec![dir.path().join("nn")],
-            listen: "127.0.0.1:0".into(),
-            ..NamenodeSettings::default()
-        };
-        let namenode = Namenode::start(env.clone(), settings).await.unwrap();
-        let address = namenode.rpc_addr.to_string();
-        let mut nodes = Vec::new();
-        for k in 0..datanodes {
-            let settings = DatanodeSettings {
-                namenode: address.clone(),
-                dirs: vec![dir.path().join(format!("dn{k}"))],
-                listen: "127.0.0.1:0".into(),
-                host: Some(format!("dn{k}")),
-                rack: format!("/rack{}", k % 2),
-                ..DatanodeSettings::default()
-            };
-            let node = Datanode::start(env.clone(), settings, Default::default()).await.unwrap();
-            node.registered().await;
-            nodes.push(Some(node));
-        }
-        let fs = FileSystem::connect(env, ClientSettings::at(address)).await.unwrap();
-        Self { _dir: dir, namenode, nodes, fs }
-    }
-
-    async fn put(&self, path: &str, data: &Bytes) {
-        let mut out = self.fs.create(path, options()).await.unwrap();
-        out.write_bytes(data.clone()).await.unwrap();
-        let status = out.close().await.unwrap();
-        assert_eq!((status.length, status.open), (data.len() as u64, false));
-    }
-
-    async fn get(&self, path: &str) -> Vec<u8> {
-        let mut input = self.fs.open(path).await.unwrap();
-        let mut all = Vec::new();
-        while let Some(chunk) = input.next_chunk().await.unwrap() {
-            all.extend_from_slice(&chunk);
-        }
-        all
-    }
-
-    async fn stop(self) {
-        for node in self.nodes.into_iter().flatten() {
-            node.shutdown().await;
-        }
-        self.namenode.shutdown().await.unwrap();
-    }
+async fn put(cluster: &Cluster, path: &str, data: &Bytes) {
+    let status = cluster.write(path, data.clone(), options()).await;
+    assert_eq!((status.length, status.open), (data.len() as u64, false));
 }
 
 fn options() -> CreateOptions {
@@ -91,11 +38,11 @@ fn text(length: u64) -> Bytes {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_come_back_as_they_were() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start(3, |_| ()).await;
     for size in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 777] {
         for (kind, data) in [("text", text(size)), ("random", random(size))] {
             let path = format!("/{kind}-{size}");
-            cluster.put(&path, &data).await;
+            put(&cluster, &path, &data).await;
             assert!(cluster.get(&path).await == data, "{path}");
             let blocks = cluster.fs.block_locations(&path, 0, 0).await.unwrap();
             assert_eq!(blocks.len() as u64, size.div_ceil(BLOCK), "{path}");
@@ -123,12 +70,12 @@ async fn files_come_back_as_they_were() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_behave() {
-    let cluster = Cluster::start(1).await;
+    let cluster = Cluster::start(1, |_| ()).await;
     let fs = &cluster.fs;
     fs.mkdirs("/a/b", 0o755).await.unwrap();
     assert_eq!(fs.mkdir("/x/y", 0o755).await.unwrap_err().code(), ErrorCode::FileNotFound);
-    cluster.put("/a/b/1.txt", &text(10)).await;
-    cluster.put("/a/b/2.txt", &text(20)).await;
+    put(&cluster, "/a/b/1.txt", &text(10)).await;
+    put(&cluster, "/a/b/2.txt", &text(20)).await;
     assert_eq!(fs.create("/a/b/1.txt", options()).await.err().unwrap().code(), ErrorCode::FileAlreadyExists);
     let found: Vec<_> = fs.glob("/a/*/[12].txt").await.unwrap().into_iter().map(|status| status.path).collect();
     assert_eq!(found, ["/a/b/1.txt", "/a/b/2.txt"]);
@@ -151,7 +98,7 @@ async fn names_behave() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_datanode_may_leave_in_the_middle_of_a_write_and_of_a_read() {
-    let mut cluster = Cluster::start(4).await;
+    let mut cluster = Cluster::start(4, |_| ()).await;
     let data = random(6 * BLOCK);
     let mut out = cluster.fs.create("/f", options()).await.unwrap();
     out.write_bytes(data.slice(..(BLOCK + 500_000) as usize)).await.unwrap();
@@ -180,7 +127,7 @@ async fn a_datanode_may_leave_in_the_middle_of_a_write_and_of_a_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_see_what_a_writer_flushed() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start(3, |_| ()).await;
     let data = text(BLOCK + 300_000);
     let mut out = cluster.fs.create("/f", options()).await.unwrap();
     out.write(&data[..1_000]).await.unwrap();
@@ -199,7 +146,7 @@ async fn readers_see_what_a_writer_flushed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_files_at_once() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start(3, |_| ()).await;
     let put = |k: u32| {
         let fs = cluster.fs.clone();
         async move {

@@ -3,74 +3,52 @@
 // A helper that fails is a test that fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use cairn_client::fs::{ClientSettings, CreateOptions, ErrorCode, FileSystem};
+use cairn_client::fs::{CreateOptions, ErrorCode};
 use cairn_client::job::{self, JobObserver, JobReport, JobSpec, JobState, Locality, Phase};
 use cairn_client::mapreduce::builtin::property;
-use cairn_common::Env;
-use cairn_datanode::{Datanode, DatanodeSettings};
-use cairn_namenode::{Namenode, NamenodeSettings};
+use cairn_datanode::DatanodeSettings;
+
+use common::Cluster;
 
 const BLOCK: u64 = 1 << 20;
 
-struct Cluster {
-    dir: tempfile::TempDir,
-    namenode: cairn_namenode::Running,
-    nodes: Vec<Option<cairn_datanode::Running>>,
-    fs: FileSystem,
+/// A cluster whose nodes run the real worker, and what tests of jobs ask of it.
+struct Jobs(Cluster);
+
+impl std::ops::Deref for Jobs {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
 }
 
-impl Cluster {
+impl Jobs {
     async fn start(datanodes: usize, change: impl Fn(&mut DatanodeSettings)) -> Self {
-        let env = Env::system();
-        let dir = tempfile::tempdir().unwrap();
-        let settings = NamenodeSettings {
-            dirs: vec![dir.path().join("nn")],
-            listen: "127.0.0.1:0".into(),
-            ..NamenodeSettings::default()
+        let worker = |settings: &mut DatanodeSettings| {
+            settings.task_slots = 2;
+            settings.worker_command = vec![env!("CARGO_BIN_EXE_cairn").into(), "task-worker".into()];
+            change(settings);
         };
-        let namenode = Namenode::start(env.clone(), settings).await.unwrap();
-        let address = namenode.rpc_addr.to_string();
-        let mut nodes = Vec::new();
-        for k in 0..datanodes {
-            let mut settings = DatanodeSettings {
-                namenode: address.clone(),
-                dirs: vec![dir.path().join(format!("dn{k}"))],
-                listen: "127.0.0.1:0".into(),
-                host: Some(format!("dn{k}")),
-                rack: format!("/rack{}", k % 2),
-                task_slots: 2,
-                worker_command: vec![env!("CARGO_BIN_EXE_cairn").into(), "task-worker".into()],
-                ..DatanodeSettings::default()
-            };
-            change(&mut settings);
-            let node = Datanode::start(env.clone(), settings, Default::default()).await.unwrap();
-            node.registered().await;
-            nodes.push(Some(node));
-        }
-        let fs = FileSystem::connect(env, ClientSettings::at(address)).await.unwrap();
-        Self { dir, namenode, nodes, fs }
+        Self(Cluster::start(datanodes, worker).await)
     }
 
     async fn put(&self, path: &str, data: &[u8]) {
         let options =
             CreateOptions { block_size: BLOCK, replication: 2, create_parents: true, ..CreateOptions::default() };
-        let mut out = self.fs.create(path, options).await.unwrap();
-        out.write_bytes(Bytes::copy_from_slice(data)).await.unwrap();
-        out.close().await.unwrap();
+        self.write(path, Bytes::copy_from_slice(data), options).await;
     }
 
     async fn lines(&self, folder: &str) -> Vec<Vec<u8>> {
         let mut lines = Vec::new();
         for entry in self.fs.list_all(folder).await.unwrap() {
-            let mut input = self.fs.open(&entry.path).await.unwrap();
-            let mut all = Vec::new();
-            while let Some(chunk) = input.next_chunk().await.unwrap() {
-                all.extend_from_slice(&chunk);
-            }
+            let all = self.get(&entry.path).await;
             lines.extend(all.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec));
         }
         lines
@@ -90,10 +68,7 @@ impl Cluster {
     }
 
     async fn stop(self) {
-        for node in self.nodes.into_iter().flatten() {
-            node.shutdown().await;
-        }
-        self.namenode.shutdown().await.unwrap();
+        self.0.stop().await;
     }
 }
 
@@ -125,7 +100,7 @@ fn counts(text: &[u8]) -> Vec<Vec<u8>> {
     counts.into_iter().map(line).collect()
 }
 
-async fn succeed(cluster: &Cluster, spec: JobSpec) -> JobReport {
+async fn succeed(cluster: &Jobs, spec: JobSpec) -> JobReport {
     let report = job::run(&cluster.fs, spec, JobObserver::none()).await.unwrap();
     assert_eq!(report.state, JobState::Succeeded, "{:?}\n{}", report.failure, report.stderr_tail);
     report
@@ -133,7 +108,7 @@ async fn succeed(cluster: &Cluster, spec: JobSpec) -> JobReport {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn word_count_equals_the_plain_way_and_leaves_nothing() {
-    let cluster = Cluster::start(3, |_| ()).await;
+    let cluster = Jobs::start(3, |_| ()).await;
     let text = text(5 << 20);
     cluster.put("/in/a", &text[..3_500_000]).await;
     cluster.put("/in/sub/b", &text[3_500_000..]).await;
@@ -166,7 +141,7 @@ async fn word_count_equals_the_plain_way_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grep_finds_lines_in_order_with_and_without_reducers() {
-    let cluster = Cluster::start(2, |_| ()).await;
+    let cluster = Jobs::start(2, |_| ()).await;
     let text: Vec<u8> = (0..200_000).flat_map(|i| format!("line {i} of the text\n").into_bytes()).collect();
     cluster.put("/text", &text).await;
     let want: Vec<Vec<u8>> =
@@ -187,7 +162,7 @@ async fn grep_finds_lines_in_order_with_and_without_reducers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_is_refused_before_any_task() {
-    let cluster = Cluster::start(1, |_| ()).await;
+    let cluster = Jobs::start(1, |_| ()).await;
     cluster.put("/text", b"some text").await;
     let refused = async |spec: JobSpec| job::run(&cluster.fs, spec, JobObserver::none()).await.unwrap_err();
     let count = |input: &str, output: &str| JobSpec::wordcount(vec![input.into()], output, true);
@@ -208,7 +183,7 @@ async fn bad_input_is_refused_before_any_task() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_cannot_succeed_leaves_no_output_and_says_why() {
     // Workers that die: whatever is tried ends in the same way.
-    let cluster = Cluster::start(2, |settings| {
+    let cluster = Jobs::start(2, |settings| {
         settings.worker_command = ["sh", "-c", "echo broken worker >&2; exit 7"].map(str::to_owned).to_vec();
     })
     .await;
@@ -226,7 +201,7 @@ async fn a_job_that_cannot_succeed_leaves_no_output_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_job_leaves_nothing() {
-    let cluster = Cluster::start(2, |settings| {
+    let cluster = Jobs::start(2, |settings| {
         settings.worker_command = ["sleep", "1000"].map(str::to_owned).to_vec();
     })
     .await;
@@ -247,13 +222,13 @@ async fn a_cancelled_job_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_death_of_a_node_costs_its_work_not_the_job() {
-    let mut cluster = Cluster::start(4, |_| ()).await;
+    let mut cluster = Jobs::start(4, |_| ()).await;
     let text = text(12 << 20);
     cluster.put("/text", &text).await;
     let (observer, control) = JobObserver::new();
     let mut spec = JobSpec::wordcount(vec!["/text".into()], "/out", false);
     spec.reducers = Some(2);
-    let victim = cluster.nodes[1].take().unwrap();
+    let victim = cluster.0.nodes[1].take().unwrap();
     let kill = async {
         let mut progress = control.progress();
         progress.wait_for(|now| now.maps_done >= 3).await.unwrap();

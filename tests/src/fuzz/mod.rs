@@ -69,7 +69,7 @@ pub const TARGETS: &[Target] = &[
         run: formats::map_output,
         seeds: formats::map_output_seeds,
         memory: 64 * MIB,
-        rounds: 200,
+        rounds: 100,
     },
     Target { name: "messages", run: formats::messages, seeds: formats::message_seeds, memory: 4 * MIB, rounds: 5_000 },
     Target { name: "errors", run: formats::errors, seeds: formats::error_seeds, memory: MIB, rounds: 2_000 },
@@ -96,7 +96,7 @@ pub const TARGETS: &[Target] = &[
         rounds: 1_000,
     },
     Target { name: "paths", run: text::paths, seeds: text::path_seeds, memory: 4 * MIB, rounds: 1_000 },
-    Target { name: "globs", run: text::globs, seeds: text::glob_seeds, memory: 64 * MIB, rounds: 2_000 },
+    Target { name: "globs", run: text::globs, seeds: text::glob_seeds, memory: 64 * MIB, rounds: 400 },
     Target { name: "units", run: text::units, seeds: text::unit_seeds, memory: MIB, rounds: 5_000 },
 ];
 
