@@ -47,7 +47,8 @@ impl Scanner<'_> {
             if let Err(ended) = self.suspects().await {
                 return ended;
             }
-            let since_ms = clock.wall_ms().saturating_sub(self.cursor.ended_ms);
+            // A clock that was set back tells nothing of the time since: a pass is due, not put off until the clock is there again.
+            let since_ms = clock.wall_ms().checked_sub(self.cursor.ended_ms).unwrap_or(pause_ms);
             let wait_ms = if self.cursor.began_ms > 0 { 0 } else { pause_ms.saturating_sub(since_ms).min(pause_ms) };
             if enabled && wait_ms == 0 {
                 if let Err(ended) = self.pass().await {
