@@ -225,6 +225,12 @@ async fn registers_reports_before_the_ack_and_carries_out_orders() {
     namenode.order(Command::FullReport(pb::SendFullReport {})).await;
     let Report::Range(range) = namenode.report().await else { panic!() };
     assert_eq!(range.replicas.len(), 1);
+    // An order for an older one is refused, and answered with what is here.
+    let mut older = replicas.clone();
+    older[0].block = block_of(BLOCK, Generation(GEN.0 - 1));
+    namenode.order(Command::Delete(pb::DeleteReplicas { replicas: older })).await;
+    let Report::Changed(kept) = namenode.report().await else { panic!() };
+    assert_eq!(kept.replica.unwrap().generation, GEN.0);
     namenode.order(Command::Delete(pb::DeleteReplicas { replicas })).await;
     let Report::Removed(removed) = namenode.report().await else { panic!() };
     assert_eq!(removed.id, BLOCK.0);

@@ -58,12 +58,14 @@ pub async fn fsck(context: &mut Context, args: &FsckArgs) -> Outcome {
             let text = format!("fsck --fix is refused in safe mode, when blocks only seem lost: {}", safe_mode.reason);
             return Err(failure(ErrorCode::SafeMode, text));
         }
-        salvage::prepare(&fs).await?;
     }
     let roots = expand(&fs, &args.path).await?;
     let report = fs.cluster_report().await?;
-    if let (true, Some(note)) = (args.fix, backup::unconfirmed(report.restored_to_txid)) {
-        return Err(failure(ErrorCode::SafeMode, format!("fsck --fix is refused: {note}")));
+    if args.fix {
+        if let Some(note) = backup::unconfirmed(report.restored_to_txid) {
+            return Err(failure(ErrorCode::SafeMode, format!("fsck --fix is refused: {note}")));
+        }
+        salvage::prepare(&fs).await?;
     }
     let live = |state: &str| matches!(state, "live" | "stale");
     let racks: BTreeSet<&str> =
@@ -92,7 +94,7 @@ pub async fn fsck(context: &mut Context, args: &FsckArgs) -> Outcome {
             out.line(note)?;
         }
     }
-    if healthy { Ok(()) } else { Err(Failure::Exit(1)) }
+    if healthy && found.json.unverified == 0 { Ok(()) } else { Err(Failure::Exit(1)) }
 }
 
 async fn walk(
@@ -274,6 +276,7 @@ async fn verify_files(
             continue;
         }
         found.corrupt += u64::from(verdict.bad > 0);
+        found.unverified += u64::from(verdict.whole == 0 && verdict.out_of_reach > 0);
         if verdict.whole == 0 && verdict.out_of_reach == 0 && verdict.bad > 0 {
             lose(file, &file.blocks[*index], "no replica is whole", found);
             lost.insert(*index);
@@ -299,7 +302,12 @@ async fn verify_replica(fs: &FileSystem, file: &FileStatus, located: &LocatedBlo
     match error.kind() {
         ErrorKind::Corrupt => Verdict::Bad(error.to_string()),
         ErrorKind::NotFound => {
-            let now = fs.block_locations(&file.path, located.offset, 1).await.unwrap_or_default();
+            let now = match fs.block_locations(&file.path, located.offset, 1).await {
+                Ok(now) => now,
+                // The file was deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                Err(error) => return Verdict::OutOfReach(error.to_string()),
+            };
             let same = now.iter().find(|now| now.block.as_ref().is_some_and(|now| now.id == block.id));
             let listed = |now: &LocatedBlock| now.replicas.iter().any(|other| other.storage_id == replica.storage_id);
             // A file that is missing makes its datanode give the replica up at once: what counts is whether others are left.

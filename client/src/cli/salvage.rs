@@ -7,11 +7,12 @@
 //!
 //! # Crash
 //! ```text
-//! 1. /lost+found/a/b.incomplete/{0,1,...}      copied and closed
-//! 2. /a/b -> /lost+found/a/b.incomplete/damaged
-//! 3. /lost+found/a/b.incomplete -> /lost+found/a/b
+//! 1. /lost+found.incomplete/INODE/a/b/{0,1,...}      copied and closed
+//! 2. /a/b -> /lost+found.incomplete/INODE/a/b/damaged
+//! 3. /lost+found.incomplete/INODE/a/b -> /lost+found/a/b
 //! ```
-//! Before step 2 the file is where it was, and the next run begins anew; after it, the next run does step 3. So it may be repeated at will.
+//! Before step 2 the file is where it was, and the next run begins anew; after it, the next run does step 3. So it may be repeated at will. The
+//! folder of step 1 lies apart, because below `/lost+found` every name may be that of a user's file: what is begun anew is deleted first.
 
 use cairn_client::fs::{
     CreateOptions, Error, ErrorCode, ErrorKind, FileStatus, FileSystem, LocatedBlock, RenameMode, Result,
@@ -25,7 +26,8 @@ use crate::show::{FixedJson, is_directory};
 pub const LOST_AND_FOUND: &str = "/lost+found";
 /// Name of the damaged file itself in its folder there.
 pub const ORIGINAL: &str = "damaged";
-const INCOMPLETE: &str = ".incomplete";
+/// Where their folders are made.
+const INCOMPLETE: &str = "/lost+found.incomplete";
 /// Bytes read at once.
 const PIECE: u64 = 4 << 20;
 /// Names tried for a folder.
@@ -53,25 +55,33 @@ pub async fn prepare(fs: &FileSystem) -> Outcome {
         }
         _ => error.into(),
     };
-    if !fs.exists(LOST_AND_FOUND).await.map_err(refused)? {
-        fs.mkdirs(LOST_AND_FOUND, 0o700).await.map_err(refused)?;
-    }
     // Only the superuser may give files to the owner of the root; nothing of users is touched before this is known.
     let owner = fs.status("/").await?.owner;
-    fs.set_owner(LOST_AND_FOUND, Some(&owner), None).await.map_err(refused)?;
-    let mut walk = fs.walk(LOST_AND_FOUND).await?;
-    let mut incomplete = Vec::new();
+    for folder in [LOST_AND_FOUND, INCOMPLETE] {
+        if !fs.exists(folder).await.map_err(refused)? {
+            fs.mkdirs(folder, 0o700).await.map_err(refused)?;
+        }
+        fs.set_owner(folder, Some(&owner), None).await.map_err(refused)?;
+    }
+    let mut walk = fs.walk(INCOMPLETE).await?;
+    let mut moved = Vec::new();
     while let Some(entry) = walk.next().await? {
-        if is_directory(&entry) && entry.path.ends_with(INCOMPLETE) {
-            incomplete.push(entry.path);
+        if !is_directory(&entry)
+            && let Some(folder) = entry.path.strip_suffix(&format!("/{ORIGINAL}"))
+        {
+            moved.push(folder.to_owned());
         }
     }
-    for path in incomplete {
-        if fs.exists(&format!("{path}/{ORIGINAL}")).await? {
-            complete(fs, &path).await?;
-        }
+    for folder in moved {
+        complete(fs, &folder).await?;
     }
     Ok(())
+}
+
+/// Nothing is under way: its folder goes, unless an earlier run left something there.
+async fn clean_up(fs: &FileSystem) {
+    // An error says that it is not empty: the next run goes on with what is there.
+    let _ = fs.delete(INCOMPLETE, false).await;
 }
 
 /// Moves damaged files away, one after the other; what cannot be done to one does not stop the others.
@@ -92,28 +102,35 @@ pub async fn fix(fs: &FileSystem, damaged: &[Damaged]) -> Vec<FixedJson> {
             }
         });
     }
+    clean_up(fs).await;
     all
 }
 
 async fn fix_one(fs: &FileSystem, damaged: &Damaged) -> Result<(String, Salvaged)> {
     let file = &damaged.file;
-    if file.path.starts_with(&format!("{LOST_AND_FOUND}/")) {
-        let text = format!("{} lies in {LOST_AND_FOUND} already", file.path);
-        return Err(Error::new(ErrorCode::InvalidArgument, text));
+    for folder in [LOST_AND_FOUND, INCOMPLETE] {
+        if file.path.starts_with(&format!("{folder}/")) {
+            let text = format!("{} lies in {folder} already", file.path);
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
     }
-    let staging = format!("{LOST_AND_FOUND}{}{INCOMPLETE}", file.path);
+    let own = format!("{INCOMPLETE}/{}", file.inode);
+    let staging = format!("{own}{}", file.path);
     // Whatever is there was copied by a run that did not come to its end; the file is still in its place.
-    fs.delete(&staging, true).await?;
+    fs.delete(&own, true).await?;
     fs.mkdirs(&staging, 0o700).await?;
     let salvaged = match copy_runs(fs, damaged, &staging).await {
         Ok(salvaged) => salvaged,
         Err(error) => {
             // Best effort: the next run removes it too.
-            let _ = fs.delete(&staging, true).await;
+            let _ = fs.delete(&own, true).await;
             return Err(error);
         }
     };
-    check_same(fs, file).await?;
+    if let Err(error) = check_same(fs, file).await {
+        let _ = fs.delete(&own, true).await;
+        return Err(error);
+    }
     fs.rename(&file.path, &format!("{staging}/{ORIGINAL}"), RenameMode::NoReplace).await?;
     Ok((complete(fs, &staging).await?, salvaged))
 }
@@ -167,7 +184,29 @@ async fn copy_runs(fs: &FileSystem, damaged: &Damaged, staging: &str) -> Result<
 
 /// Gives a folder whose file was moved its final name.
 async fn complete(fs: &FileSystem, staging: &str) -> Result<String> {
-    let wanted = staging.strip_suffix(INCOMPLETE).unwrap_or(staging);
+    let Some((inode, path)) = split_staging(staging) else {
+        let text = format!("{staging} was not made by fsck --fix: move it elsewhere");
+        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(staging));
+    };
+    let wanted = &format!("{LOST_AND_FOUND}{path}");
+    if let Some((parent, _)) = wanted.rsplit_once('/') {
+        fs.mkdirs(parent, 0o700).await?;
+    }
+    let target = take_name(fs, staging, wanted).await?;
+    // Only the folders that led to it are left.
+    let _ = fs.delete(&format!("{INCOMPLETE}/{inode}"), true).await;
+    Ok(target)
+}
+
+/// The inode and the path of the file whose folder this is.
+fn split_staging(staging: &str) -> Option<(&str, &str)> {
+    let rest = staging.strip_prefix(INCOMPLETE)?.strip_prefix('/')?;
+    let (inode, path) = rest.split_at(rest.find('/')?);
+    let is_number = !inode.is_empty() && inode.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && path.len() > 1).then_some((inode, path))
+}
+
+async fn take_name(fs: &FileSystem, staging: &str, wanted: &str) -> Result<String> {
     for number in 0..NAMES {
         let target = if number == 0 { wanted.to_owned() } else { format!("{wanted}.{number}") };
         match fs.rename(staging, &target, RenameMode::NoReplace).await {
@@ -183,6 +222,19 @@ async fn complete(fs: &FileSystem, staging: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_being_filled_tells_whose_it_is() {
+        assert_eq!(split_staging("/lost+found.incomplete/17/a/b"), Some(("17", "/a/b")));
+        for other in [
+            "/lost+found.incomplete/17",
+            "/lost+found.incomplete/17/",
+            "/lost+found.incomplete/x/a",
+            "/lost+found/17/a",
+        ] {
+            assert_eq!(split_staging(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn only_what_was_moved_here_is_set_aside() {

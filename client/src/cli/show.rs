@@ -84,6 +84,8 @@ pub struct FsckJson {
     /// With `--verify`: replicas read and found whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified_replicas: Option<u64>,
+    /// With `--verify`: blocks of which no replica could be read and compared, because none of their nodes answered.
+    pub unverified: u64,
     /// Damaged files below `/lost+found` that an earlier `--fix` has put there; they do not count.
     pub set_aside: u64,
     /// Bytes of files that no replica has whole.

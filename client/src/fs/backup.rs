@@ -36,15 +36,11 @@ struct Aside {
 impl Aside {
     async fn create(env: &Env, target: &Path) -> Result<Self> {
         let mut name = target.as_os_str().to_owned();
-        name.push(".partial");
+        // Two backups to one name at a time must not write one file.
+        name.push(format!(".{:08x}.partial", env.entropy.next_u64() as u32));
         let path = PathBuf::from(name);
         let (fs, at) = (Arc::clone(&env.fs), path.clone());
-        let made = env.work.io(move || {
-            if fs.metadata(&at)?.is_some_and(|found| !found.is_dir) {
-                fs.remove_file(&at)?;
-            }
-            fs.open(&at, OpenMode::Create)
-        });
+        let made = env.work.io(move || fs.open(&at, OpenMode::Create));
         let file = made.await.map_err(|error| Error::io(format!("cannot make {}", path.display()), &error))?;
         Ok(Self { env: env.clone(), path, file })
     }
@@ -69,7 +65,7 @@ impl Aside {
 
     async fn remove(self) {
         let (fs, path) = (Arc::clone(&self.env.fs), self.path);
-        // What stays is replaced by the next backup to the same name.
+        // Best effort: its name says that it is not whole.
         let _ = self.env.work.io(move || fs.remove_file(&path)).await;
     }
 }

@@ -51,6 +51,8 @@ pub struct Script {
     pub busy_reads: usize,
     /// Drops the connection when a replica would reach this length.
     pub drop_at: Option<u64>,
+    /// The same, each time.
+    pub always_drop_at: Option<u64>,
     /// Says `DiskFull` when a replica would reach this length.
     pub err_at: Option<u64>,
     /// Drops the connection instead of finishing.
@@ -405,6 +407,9 @@ fn misbehave(state: &Mutex<State>, unit: &Unit) -> Result<Option<Error>> {
         Unit::Frame(frame) => {
             if state.script.drop_at.is_some_and(|at| frame.end() >= at) {
                 state.script.drop_at = None;
+                return Err(dropped());
+            }
+            if state.script.always_drop_at.is_some_and(|at| frame.end() >= at) {
                 return Err(dropped());
             }
             if state.script.err_at.is_some_and(|at| frame.end() >= at) {

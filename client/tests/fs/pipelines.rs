@@ -269,6 +269,21 @@ async fn the_last_survivor_may_be_away_for_a_moment() {
 }
 
 #[tokio::test]
+async fn a_last_survivor_that_can_be_opened_but_takes_nothing_is_given_up() {
+    let cluster = Cluster::start(vec![script(|s| s.always_drop_at = Some(20_000))]).await;
+    let mut out = cluster.fs.create("/f", replicated(1)).await.unwrap();
+    let data = random(50_000);
+    out.write(&data[..10_000]).await.unwrap();
+    out.flush().await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(60), async {
+        out.write(&data[10_000..]).await?;
+        out.close().await
+    });
+    let error = end.await.expect("the write ends").unwrap_err();
+    assert!(error.to_string().contains("tried"), "{error}");
+}
+
+#[tokio::test]
 async fn a_namenode_that_is_away_while_a_pipeline_is_mended_is_waited_for() {
     let cluster = Cluster::start(with_healthy(vec![Script::default(), script(|s| s.drop_at = Some(20_000))], 1)).await;
     {

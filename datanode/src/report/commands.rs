@@ -184,6 +184,10 @@ async fn remove_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<Removal>)
                 true => transfer.store.delete(block, generation, &replica.storage_id).await,
                 false => transfer.store.quarantine(block, generation, &replica.storage_id).await,
             };
+            if removed.as_ref().is_err_and(|error| error.code() == ErrorCode::StaleGeneration) {
+                // The namenode does not know of the newer one; once it does, it can order the right one.
+                transfer.store.map().announce_replica(block);
+            }
             match removed {
                 Ok(()) => deleted += u64::from(removal.forever),
                 Err(error) if error.code() == ErrorCode::BlockNotFound => announce_absent(&transfer, &replica),

@@ -337,13 +337,14 @@ impl ReplicaMap {
         self.changed.notify_one();
     }
 
-    /// Reports a replica as it is now (after a check that found it good).
+    /// Reports a replica as it is now, if reports show it.
     pub fn announce_replica(&self, block: BlockId) {
         let mut state = lock(&self.state);
         let Some(volume) = state.find(block) else { return };
-        let replica = replica_report(block.0, &state.volumes[volume][&block.0]);
+        // A report without a replica would end the stream.
+        let Some(replica) = replica_report(block.0, &state.volumes[volume][&block.0]) else { return };
         let (storage_id, pool) = (self.storage_ids[volume].clone(), self.pool().to_owned());
-        state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica }));
+        state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica) }));
         drop(state);
         self.changed.notify_one();
     }

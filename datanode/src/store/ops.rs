@@ -468,6 +468,9 @@ impl BlockStore {
                     let renamed = store.env.fs.rename(&from, &to);
                     if let Err(error) = &renamed {
                         tracing::warn!("{} could not be moved: {error}", from.display());
+                    } else if let Err(error) = storage.sync_moved(&from, &to) {
+                        // It is out of service all the same; should a power cut bring it back, it is found again.
+                        tracing::warn!("{}: its move is not durable: {error}", to.display());
                     }
                     Ok(if renamed.is_ok() { to } else { from })
                 });

@@ -340,7 +340,13 @@ fn note_finalized(
 /// Moves a file to where nothing is served from; the scan of that folder notes it.
 fn set_aside(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut Found) -> Result<()> {
     let to = volume.corrupt_path(name)?;
-    fs.rename(path, &to).map_err(|error| Error::io(format!("setting {} aside", path.display()), &error))?;
+    let failed = |error: io::Error| Error::io(format!("setting {} aside", path.display()), &error);
+    fs.rename(path, &to).map_err(failed)?;
+    // After a power cut in the middle of this both names may be there: a rename of one file's two names does nothing, and succeeds.
+    if fs.metadata(path).map_err(failed)?.is_some() {
+        fs.remove_file(path).map_err(failed)?;
+    }
+    volume.sync_moved(path, &to)?;
     found.set_aside += 1;
     Ok(())
 }

@@ -213,6 +213,33 @@ async fn wrong_finalized_files_are_set_aside_never_served() {
 }
 
 #[tokio::test]
+async fn a_file_that_a_power_cut_left_under_both_names_is_set_aside_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&[dir.path()]);
+    let path = {
+        let store = open_store(&settings).await;
+        write(&store, BLOCK, &random(3_000, 1), 1_000).await.finalize().unwrap();
+        files(dir.path()).pop().unwrap().0
+    };
+    put(&path, b"short");
+    let aside = path.ancestors().nth(4).unwrap().join("corrupt").join(path.file_name().unwrap());
+    std::fs::hard_link(&path, &aside).unwrap();
+    let store = open_store(&settings).await;
+    assert!(matches!(store.map().get(BLOCK).unwrap().1.kind, Kind::Corrupt { .. }));
+    assert_eq!(files(dir.path()), [(aside, b"short".to_vec())]);
+}
+
+#[tokio::test]
+async fn a_replica_that_reports_do_not_show_is_not_announced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&settings(&[dir.path()])).await;
+    let _copy = store.create(NewReplica { temporary: true, ..new(BLOCK) }).await.unwrap();
+    store.map().begin_stream();
+    store.map().announce_replica(BLOCK);
+    assert!(store.map().take_changes(9).reports.is_empty());
+}
+
+#[tokio::test]
 async fn a_flipped_bit_in_the_data_is_found_by_verify_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&[dir.path()]);

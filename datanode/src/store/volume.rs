@@ -237,6 +237,11 @@ impl Volume {
         self.fs.sync_dir(folder).map_err(|error| self.failed(format!("syncing {}", folder.display()), &error))
     }
 
+    /// Makes a file's move to another folder durable. The folder of arrival first, so that a power cut never takes both names.
+    pub fn sync_moved(&self, from: &Path, to: &Path) -> Result<()> {
+        [to, from].into_iter().filter_map(Path::parent).try_for_each(|folder| self.sync_folder(folder))
+    }
+
     /// An operation that changes the volume failed: if the disk itself is why, or the folder is gone, the volume is out of service.
     pub fn failed(&self, doing: impl std::fmt::Display, error: &io::Error) -> Error {
         let told = Error::io(doing, error);

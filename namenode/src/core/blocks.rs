@@ -180,6 +180,9 @@ pub struct OpenBlock {
     pub expected: Vec<StorageIndex>,
     /// What was reported.
     pub seen: Vec<SeenReplica>,
+    /// The newest generation that was handed out for it, in force or not: replicas up to it are known to be its own. 0:
+    /// none, or an image lost it; then such a replica is put away where it could be deleted.
+    pub newest: u64,
 }
 
 /// A replica that does not count, and what its own node says of it.

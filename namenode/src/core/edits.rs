@@ -405,6 +405,9 @@ impl Core {
             return Err(format!("generation {} was used before", edit.generation));
         }
         self.counters.generation = edit.generation;
+        if let Some(open) = self.blocks.open.get_mut(&id) {
+            open.newest = edit.generation;
+        }
         self.unsynced.mark(id, txid);
         Ok(())
     }

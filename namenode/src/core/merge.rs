@@ -99,7 +99,8 @@ impl Core {
         for id in self.merges.active.keys().copied().collect::<Vec<_>>() {
             self.settle_merge(turn, id);
         }
-        if !self.settings.merge_short_blocks || !self.repair.settled() || self.safemode.is_on() {
+        let unconfirmed = self.restored_to != 0;
+        if !self.settings.merge_short_blocks || !self.repair.settled() || self.safemode.is_on() || unconfirmed {
             return;
         }
         self.walk_for_runs();

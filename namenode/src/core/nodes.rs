@@ -51,14 +51,22 @@ impl Deleting {
         self.orders.contains_key(&(block, storage))
     }
 
-    /// An order leaves; it is looked at again at `due_ms`. `false`: the same answer carries it already, and only lost
-    /// answers may use up its tries.
+    /// Whether the node was told lately to delete this replica in this generation: an order for an older one spares it, and
+    /// one that was not carried out in time may never be given again.
+    pub fn covers(&self, block: u64, storage: StorageIndex, generation: u64) -> bool {
+        let due = |order: &&Ordered| order.due_ms.is_some() && order.deletion.generation >= generation;
+        self.orders.get(&(block, storage)).filter(due).is_some()
+    }
+
+    /// An order leaves; it is looked at again at `due_ms`. `false`: it is not needed. The same answer carries it already
+    /// (only lost answers may use up its tries), or the node was told to delete a newer generation, which this one must
+    /// not replace: what is remembered is what is repeated.
     pub fn handed_out(&mut self, deletion: QueuedDeletion, due_ms: u64) -> bool {
         let key = (deletion.block, deletion.storage);
         let before = self.orders.get(&key);
         let fresh = before.is_none_or(|order| order.due_ms != Some(due_ms));
         let newer = before.is_none_or(|order| order.deletion.generation < deletion.generation);
-        if !fresh && !newer {
+        if !fresh && !newer || self.covers(deletion.block, deletion.storage, deletion.generation.saturating_add(1)) {
             return false;
         }
         let count = before.map_or(0, |order| order.count) + u32::from(fresh);
@@ -363,6 +371,22 @@ pub fn rack_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_covers_its_generation_and_older_ones_while_it_is_due() {
+        let of = |generation| QueuedDeletion { block: 7, generation, storage: 1, depends_on: TxId(1), known: true };
+        let mut deleting = Deleting::default();
+        assert!(deleting.handed_out(of(5), 100));
+        assert!(deleting.covers(7, 1, 5) && deleting.covers(7, 1, 4) && !deleting.covers(7, 1, 6));
+        assert!(!deleting.covers(7, 2, 5) && !deleting.covers(8, 1, 5));
+        assert!(!deleting.handed_out(of(4), 200), "the newer order takes the older replica, too");
+        assert!(deleting.covers(7, 1, 5));
+        assert!(deleting.handed_out(of(6), 200) && deleting.covers(7, 1, 6));
+        let (late, count) = deleting.pop_late(200).unwrap();
+        assert_eq!((late, count), (of(6), 2));
+        assert!(deleting.contains(7, 1) && !deleting.covers(7, 1, 4), "it is doubtful, but nobody waits for it");
+        assert!(deleting.handed_out(of(6), 300) && deleting.covers(7, 1, 6));
+    }
 
     #[test]
     fn distance_follows_the_tree() {

@@ -112,7 +112,10 @@ impl Core {
         let due = self.recoveries.due.range(..=(now_ms, u64::MAX)).take(FILES_PER_TURN);
         let mut files: Vec<u64> = due.map(|(_, file)| *file).collect();
         let idle = |file: &u64| !self.recoveries.files.contains_key(file);
-        files.extend(self.leases.older_than(self.settings.lease_hard_limit_ms, now_ms, FILES_PER_TURN, idle));
+        // A recovery renews generations. While a person may still restore another moment, only what is asked for is recovered.
+        if self.restored_to == 0 {
+            files.extend(self.leases.older_than(self.settings.lease_hard_limit_ms, now_ms, FILES_PER_TURN, idle));
+        }
         if self.repair.settled() {
             // Left by an earlier life of the namenode.
             let some = self.leases.files_of(RECOVERY_HOLDER, self.recoveries.looked_to);
@@ -352,6 +355,12 @@ impl Core {
     /// Replicas of a finished block have a newer generation: it is the block's from now on, or none of them would count.
     fn renew_block(&mut self, turn: &mut Turn<'_>, id: u64, recovered: &pb::BlockRecovered) -> Result<(), Error> {
         self.unsynced.reset();
+        let live = self.live_replicas(id).len();
+        let named = recovered.storage_ids.iter().filter(|name| self.nodes.find_storage(name).is_some()).count();
+        if named < live {
+            // It would condemn more good replicas than it brings; those that it has brought to the new generation are made anew.
+            return Ok(());
+        }
         let inode = self.blocks.get(id).map_or(0, |block| block.inode);
         let edit = pb::EditRenewBlock { inode, block_id: id as i64, generation: recovered.new_generation };
         self.commit(turn, Carries::Nothing, Kind::RenewBlock(edit))?;

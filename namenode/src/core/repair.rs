@@ -251,7 +251,8 @@ impl Core {
             let whole = seen.state == pb::ReplicaState::Finalized;
             if whole && (seen.generation, seen.length) == (generation, length) {
                 self.add_replica(id, seen.storage);
-            } else if whole || seen.generation != generation {
+            } else if whole || seen.generation != generation || seen.state == pb::ReplicaState::Recovering {
+                // As in a later report: nobody writes it any more, so no report of a finalized one follows.
                 self.blocks.note_bad(id, seen.storage, seen.generation);
             } else {
                 self.nodes.storage_mut(seen.storage).blocks.remove(id);
@@ -290,20 +291,27 @@ impl Core {
     /// A block belongs to no file any more.
     pub(super) fn free_block(&mut self, id: u64, depends_on: cairn_proto::ids::TxId) {
         let storages = self.blocks.storages_of(id);
-        let expected = self.blocks.open.remove(&id).map(|open| open.expected).unwrap_or_default();
+        let open = self.blocks.open.remove(&id).unwrap_or_default();
         let bad = self.blocks.bad.remove(&id).unwrap_or_default();
         self.uncount_block(id);
         let Some(block) = self.blocks.table.remove(id) else { return };
-        self.freed.note(id, block.generation);
+        // A recovery may have replicas of a generation that is not in force yet; what is newer still is not of this log.
+        let newest = block.generation.max(open.newest);
+        self.freed.note(id, newest);
         for storage in &storages {
             self.nodes.storage_mut(*storage).blocks.remove(id);
         }
-        for storage in storages.iter().chain(expected.iter().filter(|storage| !storages.contains(storage))) {
-            let generation = bad.iter().find(|bad| bad.storage == *storage).map_or(0, |bad| bad.generation);
+        let told = bad.iter().map(|bad| (bad.storage, bad.generation));
+        let told = told.chain(open.seen.iter().map(|seen| (seen.storage, seen.generation)));
+        // Generations that were never handed out are left where they are, as in any report.
+        let told: Vec<_> = told.filter(|(_, generation)| *generation <= self.counters.generation).collect();
+        for storage in storages.iter().chain(open.expected.iter().filter(|storage| !storages.contains(storage))) {
             let node = self.nodes.storage(*storage).node;
             if self.nodes.node(node).alive {
-                let generation = block.generation.max(generation);
-                let deletion = QueuedDeletion { block: id, generation, storage: *storage, depends_on, known: true };
+                let here = told.iter().filter(|(at, _)| at == storage).map(|(_, generation)| *generation);
+                let generation = here.fold(newest, u64::max);
+                let known = generation == newest;
+                let deletion = QueuedDeletion { block: id, generation, storage: *storage, depends_on, known };
                 self.push_deletion(node, deletion);
             }
         }

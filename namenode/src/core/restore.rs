@@ -10,8 +10,8 @@
 //!
 //! # Consistency
 //! The future that was left behind has handed out ids and generations that this namenode does not know of. The first edit
-//! after a restore moves all counters on by [`COUNTER_STEP`], so none of them is ever handed out again, and whatever
-//! datanodes report of them is unknown here. Until [`Core::confirm_restore`] no replica is deleted or quarantined: if the
+//! after a restore moves all counters on by [`COUNTER_STEP`] at least, and beyond what the time of day stands for ([`IDS_PER_MS_BITS`]), so none of
+//! them is ever handed out again, also when the same backup is restored once more, and whatever datanodes report of them is unknown here. Until [`Core::confirm_restore`] no replica is deleted or quarantined: if the
 //! wrong moment was restored, the right one can still be.
 
 use cairn_proto::Error;
@@ -23,8 +23,11 @@ use super::event::{Command, Now};
 use super::permissions::Who;
 use super::{Carries, Core, Turn, codec};
 
-/// How far the counters move: more than any future hands out before somebody notices.
+/// How far the counters move at least: more than any future hands out before somebody notices.
 pub const COUNTER_STEP: u64 = 1 << 32;
+/// A second restore from the same backup must not begin where the first one did: counters begin at the wall clock's milliseconds times two to this
+/// power, which is faster than any namenode hands ids out, so a later restore begins beyond all that an earlier one gave.
+const IDS_PER_MS_BITS: u32 = 12;
 
 /// Freed blocks that are remembered.
 const MAX_FREED: usize = 16_384;
@@ -60,11 +63,13 @@ impl Core {
     /// followed by [`Core::start`] with a higher epoch.
     pub fn begin_restored(&mut self, now: Now, commands: &mut Vec<Command>) {
         let counters = self.counters;
+        let by_time = now.wall_ms.min(1 << 50) << IDS_PER_MS_BITS;
+        let beyond = |counter: u64| (counter + COUNTER_STEP).max(by_time);
         let edit = pb::EditRestore {
             to_txid: self.last_txid.0,
-            inode: counters.inode + COUNTER_STEP,
-            block: counters.block + COUNTER_STEP,
-            generation: counters.generation + COUNTER_STEP,
+            inode: beyond(counters.inode),
+            block: beyond(counters.block),
+            generation: beyond(counters.generation),
         };
         let mut turn = Turn { wall_ms: now.wall_ms, random: codec::Random::new(0), commands, call: None };
         // Cannot fail: the counters rise, and the cluster is formatted.

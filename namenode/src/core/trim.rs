@@ -35,10 +35,12 @@ impl Core {
         let current = self.blocks.get(id).map_or(0, |block| block.generation);
         for bad in self.blocks.bad.get(&id).cloned().unwrap_or_default() {
             let node = self.nodes.storage(bad.storage).node;
-            let queued = |d: &QueuedDeletion| d.block == id && d.storage == bad.storage;
+            // An order for an older generation does not take this one.
+            let queued =
+                |d: &QueuedDeletion| (d.block, d.storage) == (id, bad.storage) && d.generation >= bad.generation;
             // The same pass may come here again: the last entries of the queue are the ones it could repeat.
             let repeated = self.nodes.node(node).delete.iter().rev().take(64).any(queued)
-                || self.nodes.node(node).deleting.contains(id, bad.storage);
+                || self.nodes.node(node).deleting.covers(id, bad.storage, bad.generation);
             if bad.generation <= current && self.nodes.is_live(bad.storage) && !repeated {
                 self.queue_deletion(id, bad.generation, bad.storage);
             }

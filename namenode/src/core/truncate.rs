@@ -131,6 +131,6 @@ impl Core {
         let seen = |storage: &u32| SeenReplica { storage: *storage, generation, length, state };
         let seen = block.replicas.as_slice().iter().map(seen).collect();
         self.blocks.table.modify(id, |block| block.reopen(target));
-        self.blocks.open.insert(id, OpenBlock { expected: Vec::new(), seen });
+        self.blocks.open.insert(id, OpenBlock { seen, ..OpenBlock::default() });
     }
 }

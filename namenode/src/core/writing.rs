@@ -8,6 +8,7 @@ use super::blocks::StorageIndex;
 use super::event::Caller;
 use super::nodes::NodeIndex;
 use super::placement;
+use super::recovery::RECOVERY_HOLDER;
 use super::{Carries, Core, Turn};
 
 /// How an operation ended that may have to wait.
@@ -23,6 +24,10 @@ impl Core {
     fn check_lease(&mut self, file: u64, holder: &str) -> Result<(), Error> {
         self.unsynced.touch(file);
         let expired = |message: String, path: String| Error::new(ErrorCode::LeaseExpired, message).with_subject(path);
+        if holder == RECOVERY_HOLDER {
+            // Everybody knows this name: whoever could write under it could spoil any file that is being recovered.
+            return Err(expired(format!("The client name {RECOVERY_HOLDER} belongs to the namenode"), String::new()));
+        }
         let none = format!("Holder {holder} does not have any open files.");
         if !self.tree.is_reachable(file) {
             // The edit that took it away is not known any more.

@@ -61,6 +61,8 @@ pub(super) struct BlockWriter {
     pub(super) forgive_ms: u64,
     /// Failures since something was acked.
     pub(super) troubles: u32,
+    /// Since when the last node of the pipeline fails without anything new being acked, and when it did last.
+    pub(super) alone: Option<(u64, u64)>,
     /// A node said that what it got was damaged.
     pub(super) damaged: bool,
     /// So many nodes were all that there were, and when.
@@ -123,6 +125,7 @@ impl BlockWriter {
             failures: Vec::new(),
             forgive_ms: 0,
             troubles: 0,
+            alone: None,
             damaged: false,
             content: None,
         }
@@ -239,6 +242,7 @@ impl BlockWriter {
         if self.flow.on_held(length) {
             self.watch.progress_ms = self.watch.heard_ms;
             self.troubles = 0;
+            self.alone = None;
         }
         if self.flow.acked > 0
             && let Some(next) = self.turn.next.take()

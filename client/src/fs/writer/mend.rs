@@ -94,7 +94,7 @@ impl BlockWriter {
     }
 
     /// Leaves the failed node out, unless it is the last and may come back; an error once there is no way on.
-    async fn blame(&mut self, mut failure: Failure, started_ms: u64) -> Result<()> {
+    async fn blame(&mut self, mut failure: Failure) -> Result<()> {
         if failure.error.code() == ErrorCode::Corrupt {
             // Whoever receives damaged bytes says so; if that happens to one after the other, the one above them sends them.
             if self.damaged && failure.index > 0 {
@@ -104,8 +104,7 @@ impl BlockWriter {
         }
         let code = failure.error.code();
         let away = matches!(code, ErrorCode::Unreachable | ErrorCode::TimedOut | ErrorCode::Busy);
-        let deadline_ms = started_ms + self.settings().replace_deadline_ms;
-        if self.targets.len() == 1 && self.flow.acked > 0 && away && self.now_ms() < deadline_ms {
+        if self.targets.len() == 1 && self.flow.acked > 0 && away && self.may_come_back() {
             let node = self.targets[0].clone();
             tracing::warn!(node = %node_name(&node), error = %failure.error, "the last node of a pipeline is asked again");
             self.sleep(NODES_PAUSE).await;
@@ -119,6 +118,16 @@ impl BlockWriter {
             return Err(self.give_up(&failure.error));
         }
         Ok(())
+    }
+
+    /// The last node has not failed for too long yet. Failures count together while nothing new is acked between them, also if the pipeline could be
+    /// opened in between; those that lie far apart (a writer with nothing to write) do not.
+    fn may_come_back(&mut self) -> bool {
+        let (now_ms, apart_ms) = (self.now_ms(), self.settings().finish_stall_ms);
+        let together = self.alone.filter(|(_, last_ms)| now_ms - last_ms < apart_ms);
+        let since_ms = together.map_or(now_ms, |(since_ms, _)| since_ms);
+        self.alone = Some((since_ms, now_ms));
+        now_ms - since_ms < self.settings().replace_deadline_ms
     }
 
     /// Nodes that must make data durable before the caller is told so.
@@ -217,7 +226,7 @@ impl BlockWriter {
         let patience_ms = self.settings().finish_stall_ms;
         loop {
             if let Some(failure) = failure.take() {
-                self.blame(failure, started_ms).await?;
+                self.blame(failure).await?;
                 if self.targets.is_empty() {
                     return self.begin_anew().await;
                 }

@@ -480,3 +480,58 @@ fn strangers_and_newer_epochs_are_refused() {
     assert_eq!(code(world.heartbeat(0)), ErrorCode::NotRegistered);
     assert_eq!(delete_orders(&world), 0);
 }
+
+/// The generations in which this block is to be deleted, in one answer to this node.
+fn deleted_generations(world: &mut World, at: usize, id: u64) -> Vec<u64> {
+    let mut generations = Vec::new();
+    for order in world.heartbeat(at).unwrap() {
+        if let Order::Delete(order) = order {
+            let blocks = order.replicas.into_iter().filter_map(|replica| replica.block);
+            generations.extend(blocks.filter(|block| block.id as u64 == id).map(|block| block.generation));
+        }
+    }
+    generations
+}
+
+#[test]
+fn a_newer_bad_generation_is_ordered_away_whatever_was_ordered_before() {
+    let mut world = cluster();
+    world.write("/before", 1, 5);
+    let id = world.write("/f", 2, 1)[0];
+    world.pass(2_000);
+    let generation = world.locations("/f")[0].block.as_ref().unwrap().generation;
+    let other = (0..6).find(|at| !world.nodes[*at].held.contains_key(&id)).unwrap();
+    let old = |back| (generation - back, 5, pb::ReplicaState::Finalized);
+    // An order that is under way, ...
+    world.hold(other, id, old(4));
+    assert_eq!(deleted_generations(&mut world, other, id), [generation - 4]);
+    world.hold(other, id, old(3));
+    assert_eq!(deleted_generations(&mut world, other, id), [generation - 3]);
+    world.hold(other, id, old(3));
+    assert!(deleted_generations(&mut world, other, id).is_empty(), "it was told");
+    // ... and one that waits.
+    world.hold(other, id, old(2));
+    world.hold(other, id, old(1));
+    assert!(deleted_generations(&mut world, other, id).contains(&(generation - 1)));
+    world.pass(70_000);
+    assert_eq!(holders(&world, id).len(), 2, "lost orders are given again, in the newest generation");
+}
+
+#[test]
+fn a_replica_that_waits_for_recovery_when_its_block_is_finished_is_bad() {
+    let mut world = cluster();
+    let inode = world.create("/f", 2).unwrap().inode;
+    let located = world.add_block(inode, 0, &[]).unwrap();
+    let (block, id) = (located.block.clone().unwrap(), located.block.as_ref().unwrap().id as u64);
+    let nodes: Vec<usize> = located.replicas.iter().map(|replica| world.at(&replica.node_id)).collect();
+    world.hold(nodes[0], id, (block.generation, BLOCK, pb::ReplicaState::Finalized));
+    world.hold(nodes[1], id, (block.generation, BLOCK, pb::ReplicaState::Recovering));
+    let reply = world.complete(inode, &[(id, block.generation, BLOCK)]);
+    world.answer(reply).expect("complete waits").unwrap();
+    assert_eq!(world.core.blocks.bad.get(&id).map(Vec::len), Some(1));
+    world.orders.clear();
+    world.pass(2_000);
+    assert!(!world.nodes[nodes[1]].held.contains_key(&id), "it goes, as there is a good one");
+    world.pass(20_000);
+    assert_eq!(holders(&world, id).len(), 2);
+}

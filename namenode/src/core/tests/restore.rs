@@ -144,3 +144,58 @@ fn what_was_freed_is_deleted_and_what_is_unknown_is_put_away() {
     world.pass(110_000);
     assert_eq!((named(&world, false), named(&world, true)), (vec![freed], vec![]));
 }
+
+#[test]
+fn two_restores_of_one_moment_hand_out_different_numbers() {
+    let mut world = cluster();
+    world.write("/kept", 2, 1);
+    let at = world.log.len();
+    let mut highest = 0;
+    for _ in 0..2 {
+        world.now.wall_ms = world.now.wall_ms.max(1_700_000_000_000) + 60_000;
+        restore_to(&mut world, at);
+        all_up(&mut world);
+        world.pass(60_000);
+        let written = world.write("/new", 2, 3);
+        assert!(written.iter().all(|id| *id > highest), "{written:?} after {highest}");
+        highest = *written.iter().max().unwrap();
+    }
+}
+
+#[test]
+fn generations_of_a_recovery_that_is_under_way_are_freed_with_the_block() {
+    let mut world = cluster();
+    let id = world.write("/f", 3, 1)[0];
+    world.write("/other", 1, 1);
+    let at: Vec<usize> = (0..4).filter(|at| world.nodes[*at].held.contains_key(&id)).collect();
+    let request = pb::TruncateRequest { path: "/f".into(), length: 100, call: None };
+    assert!(!world.call::<pb::TruncateResponse>("root", request).unwrap().done);
+    world.step(200);
+    let orders: Vec<Order> = (0..4).flat_map(|at| world.heartbeat(at).unwrap()).collect();
+    let order = orders.into_iter().find_map(|order| if let Order::Recover(order) = order { Some(order) } else { None });
+    let newest = order.expect("the cut is ordered").new_generation;
+    // All are cut, two have said so; nobody has said that the recovery is done. One tells what this log never made for it.
+    let cut = (newest, 100, pb::ReplicaState::Finalized);
+    world.hold(at[0], id, cut);
+    world.nodes[at[1]].held.insert(id, cut);
+    world.write("/later", 1, 1);
+    world.hold(at[2], id, (newest + 1, 100, pb::ReplicaState::Finalized));
+    world.delete("root", "/f", false).unwrap();
+    world.orders.clear();
+    world.pass(2_000);
+    assert_eq!((named(&world, false), named(&world, true)), (vec![id], vec![id]));
+    assert_eq!(holds(&world, id), 0);
+    let put_away = world.orders.iter().filter(|(_, order)| matches!(order, Order::Quarantine(_)));
+    assert!(put_away.map(|(node, _)| node).eq([&world.nodes[at[2]].id]));
+    // One that is reported later is known as well, after a replay of the log, too.
+    for restarted in [false, true] {
+        if restarted {
+            world.restart();
+            all_up(&mut world);
+        }
+        world.orders.clear();
+        world.hold(at[0], id, cut);
+        world.pass(110_000);
+        assert_eq!((named(&world, false), named(&world, true), holds(&world, id)), (vec![id], vec![], 0));
+    }
+}

@@ -297,3 +297,18 @@ fn replay_of_both_is_strict() {
         assert!(join(a, sources).unwrap_err().cause.contains(says));
     }
 }
+
+#[test]
+fn nobody_writes_in_the_name_of_the_recovery() {
+    let mut world = cluster();
+    world.write("/f", 3, 1);
+    assert!(!truncate(&mut world, "root", "/f", 700).unwrap().done);
+    let inode = world.status("/f").unwrap().inode;
+    let block = world.locations("/f")[0].block.clone();
+    let client_name = crate::core::recovery::RECOVERY_HOLDER.to_owned();
+    let request = pb::NewGenerationRequest { inode, client_name, block, ..Default::default() };
+    let error = world.call::<pb::NewGenerationResponse>("ann", request).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::LeaseExpired);
+    world.pass(10_000);
+    assert_eq!(world.status("/f").unwrap().length, 700, "and the cut goes on");
+}
