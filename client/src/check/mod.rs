@@ -1,7 +1,7 @@
 //! A load that knows every answer: it writes, reads, renames and deletes, and notices each byte that is lost or altered.
 //!
 //! # Overview
-//! [`Checker::start`] sets writers and readers to work below one directory. A [`Ledger`](ledger::Ledger) keeps for each file what was answered, and so what may
+//! [`Checker::start`] sets writers and readers to work below one directory. A [`Ledger`] keeps for each file what was answered, and so what may
 //! be found of it: a closed file whole, a flushed one with at least what was flushed, a deleted one nowhere, one whose
 //! call got no answer in either state. [`Checker::finish`] ends the load and holds the cluster against the ledger. `cairn chaos` and the
 //! suites break the cluster meanwhile.
