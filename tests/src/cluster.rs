@@ -220,6 +220,12 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
+    /// All that members of the cluster have logged.
+    pub fn logs(&self) -> String {
+        let files = files_below(&self.path(""), &|name| name.ends_with(".log"));
+        files.iter().map(|log| String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned()).collect()
+    }
+
     /// The settings file.
     pub fn config(&self) -> PathBuf {
         self.path("cairn.toml")

@@ -20,6 +20,7 @@
 
 pub mod binary;
 pub mod cluster;
+pub mod damage;
 pub mod data;
 pub mod fuzz;
 pub mod ports;

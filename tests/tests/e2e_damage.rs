@@ -7,32 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cairn_tests::cluster::files_below;
+use cairn_tests::damage::{flip, length};
 use cairn_tests::data::{self, sha256};
 use cairn_tests::{Cluster, ClusterOptions, Run, wait_for, wait_until};
 
 const BLOCK: usize = 1 << 20;
 const REPAIR: Duration = Duration::from_secs(40);
 
-/// Flips one bit of a file.
-fn flip(path: &Path, at: u64) {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
-}
-
-fn length(path: &Path) -> u64 {
-    std::fs::metadata(path).unwrap().len()
-}
-
 fn cut(path: &Path, length: u64) {
     std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
-}
-
-/// All that members of the cluster have logged.
-fn logs(cluster: &Cluster) -> String {
-    let files = files_below(&cluster.path(""), &|name| name.ends_with(".log"));
-    files.iter().map(|log| String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned()).collect()
 }
 
 /// Nodes that hold the first block of a file.
@@ -116,7 +99,7 @@ fn damaged_block_files_are_named_and_replaced_when_their_node_starts() {
         let well = report["status"] == "healthy" && report["under_replicated"] == 0;
         if well { Ok(()) } else { Err(report.to_string()) }
     });
-    let logged = logs(&cluster);
+    let logged = cluster.logs();
     for file in &files {
         let name = file.file_name().unwrap().to_str().unwrap();
         assert!(logged.contains(name), "{name} is named in a log");
@@ -245,7 +228,7 @@ fn a_damaged_image_is_named_and_never_believed() {
         // It may refuse, or fall back to an older image and the log; in both cases it says which file is bad.
         let stopped = || !cluster.namenode.process.runs();
         wait_until("the namenode has decided", REPAIR, || stopped() || cluster.cairn(&["admin", "report"]).code == 0);
-        assert!(logs(&cluster).contains(&name), "{name} is named: {}", logs(&cluster));
+        assert!(cluster.logs().contains(&name), "{name} is named: {}", cluster.logs());
         if !stopped() {
             assert_eq!(cluster.json(&["ls", "/"]).as_array().unwrap().len(), 8);
         }
@@ -286,7 +269,7 @@ fn a_damaged_state_folder_of_a_datanode_is_named_and_set_aside() {
     assert!(!files.is_empty());
     // The namenode may not have missed the node at all: only its own log says that it has started.
     wait_until("the damaged folder is named", REPAIR, || {
-        logs(&cluster).contains(&format!("{} cannot be read", state.display()))
+        cluster.logs().contains(&format!("{} cannot be read", state.display()))
     });
     cluster.wait_state(0, "live", REPAIR);
     assert_eq!(cluster.cat("/f"), b"kept");

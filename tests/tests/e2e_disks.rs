@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use cairn_tests::cluster::files_below;
+use cairn_tests::damage::{flip, length};
 use cairn_tests::data::{self, sha256};
 use cairn_tests::{Cluster, ClusterOptions, wait_for, wait_until};
 use serde_json::Value;
@@ -14,24 +14,8 @@ use serde_json::Value;
 const BLOCK: usize = 1 << 20;
 const REPAIR: Duration = Duration::from_secs(60);
 
-fn flip(path: &Path, at: u64) {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
-}
-
-fn length(path: &Path) -> u64 {
-    std::fs::metadata(path).unwrap().len()
-}
-
 fn holders(cluster: &Cluster, block: &Value) -> Vec<usize> {
     block["replicas"].as_array().unwrap().iter().map(|replica| cluster.datanode(replica)).collect()
-}
-
-fn logs(cluster: &Cluster) -> String {
-    let files = files_below(&cluster.path(""), &|name| name.ends_with(".log"));
-    files.iter().map(|log| String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned()).collect()
 }
 
 /// Files that were set aside, on all datanodes.
@@ -99,7 +83,7 @@ fn the_scanner_finds_what_nobody_reads() {
         damage(&cluster.block_file(holders(&cluster, &block)[0], &block));
     }
     wait_until("each damage is found", REPAIR, || {
-        let logged = logs(&cluster);
+        let logged = cluster.logs();
         logged.matches("is corrupt (").count() + logged.matches("the replica is given up").count() >= DAMAGES.len()
     });
     cluster.wait_healthy(REPAIR);
@@ -141,12 +125,12 @@ fn a_volume_that_vanishes_is_replaced_while_its_node_lives_until_the_last() {
     assert!(cluster.datanodes[0].process.runs());
     cluster.put("/g", &bytes, &[]);
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes));
-    let logged = logs(&cluster);
+    let logged = cluster.logs();
     assert!(logged.contains("is out of service") && logged.contains(second.to_str().unwrap()));
     // With no volume left the node says so and ends.
     std::fs::remove_dir_all(&first).unwrap();
     wait_until("the node has ended", REPAIR, || !cluster.datanodes[0].process.runs());
-    assert!(logs(&cluster).contains("2 of 2 volumes are out of service"), "{}", logs(&cluster));
+    assert!(cluster.logs().contains("2 of 2 volumes are out of service"), "{}", cluster.logs());
     assert_eq!(sha256(&cluster.cat("/g")), sha256(&bytes));
 }
 
@@ -238,12 +222,12 @@ fn a_restart_within_the_dead_interval_starts_no_repair() {
         cluster.restart_datanode(0);
         assert!(before != cluster.datanodes[0].process);
         wait_until("the node has registered again", REPAIR, || {
-            logs(&cluster).matches("registered with").count() >= if orderly { 5 } else { 6 }
+            cluster.logs().matches("registered with").count() >= if orderly { 5 } else { 6 }
         });
         cluster.wait_healthy(REPAIR);
         assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes));
     }
     let left = |name: &str| files_below(&cluster.datanodes[0].dir, &|other| other == name).len();
     assert_eq!((left("77_1001.rbw"), left("notes")), (0, 1));
-    assert!(!logs(&cluster).contains("copied to"), "nothing had to be copied");
+    assert!(!cluster.logs().contains("copied to"), "nothing had to be copied");
 }

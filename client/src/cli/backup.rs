@@ -5,12 +5,18 @@ use std::path::Path;
 use crate::context::Context;
 use crate::output::Outcome;
 use crate::show::ReportJson;
+use crate::stream::temporary_name;
 use crate::units::human_size;
 
 /// `admin backup FILE`
 pub async fn backup(context: &mut Context, file: &Path) -> Outcome {
     let fs = context.connect().await?;
-    let made = fs.backup_namenode(file).await?;
+    // A name of its own: two backups to one file at a time must not write one.
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let aside = file.with_file_name(temporary_name(&context.env, &name));
+    let ticket = context.leftovers.local(aside.clone());
+    let made = fs.backup_namenode(file, &aside).await?;
+    context.leftovers.keep(ticket);
     let out = &mut context.out;
     if out.json {
         let value = serde_json::json!({

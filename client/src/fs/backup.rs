@@ -34,11 +34,8 @@ struct Aside {
 }
 
 impl Aside {
-    async fn create(env: &Env, target: &Path) -> Result<Self> {
-        let mut name = target.as_os_str().to_owned();
-        // Two backups to one name at a time must not write one file.
-        name.push(format!(".{:08x}.partial", env.entropy.next_u64() as u32));
-        let path = PathBuf::from(name);
+    async fn create(env: &Env, path: &Path) -> Result<Self> {
+        let path = path.to_owned();
         let (fs, at) = (Arc::clone(&env.fs), path.clone());
         let made = env.work.io(move || fs.open(&at, OpenMode::Create));
         let file = made.await.map_err(|error| Error::io(format!("cannot make {}", path.display()), &error))?;
@@ -71,9 +68,9 @@ impl Aside {
 }
 
 impl FileSystem {
-    /// Writes a backup of the namenode to the local file `path`: aside, checked, synced, then renamed, so that a file of that name is a
-    /// whole backup. For superusers.
-    pub async fn backup_namenode(&self, path: &Path) -> Result<BackupSummary> {
+    /// Writes a backup of the namenode to the local file `path`: to `aside` in the same folder, which must not exist, checked, synced, then
+    /// renamed, so that a file of the name `path` is a whole backup. Nothing is left of `aside`, unless the caller goes away. For superusers.
+    pub async fn backup_namenode(&self, path: &Path, aside: &Path) -> Result<BackupSummary> {
         let is_dir = {
             let (fs, at) = (Arc::clone(&self.env().fs), path.to_owned());
             self.env()
@@ -89,7 +86,7 @@ impl FileSystem {
         let send =
             |mut stub: pb::namenode_client::NamenodeClient<_>, request| async move { stub.backup(request).await };
         let pieces = self.inner.namenode.call(Patience::Caller, pb::BackupRequest {}, send).await?;
-        let aside = Aside::create(self.env(), path).await?;
+        let aside = Aside::create(self.env(), aside).await?;
         match self.receive(pieces, &aside).await {
             Ok((header, bytes)) => {
                 aside.finish(path).await?;

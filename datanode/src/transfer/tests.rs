@@ -144,14 +144,19 @@ pub(super) async fn scripted<F: Future<Output = ()> + Send>(
     pb::Replica { address, ..Default::default() }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_node_is_given_up_while_the_writer_keeps_talking() {
-    let next = scripted(|mut conn| async move {
+/// A node that takes everything and says nothing after it was opened.
+async fn silent() -> pb::Replica {
+    scripted(|mut conn| async move {
         use tokio::io::AsyncReadExt;
         let mut rest = Vec::new();
         let _ = conn.read_to_end(&mut rest).await;
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_given_up_while_the_writer_keeps_talking() {
+    let next = silent().await;
     let node = Node::with(|settings| settings.pipeline_timeout_ms = 400).await;
     let mut request = setup(BLOCK, &[&node]);
     request.targets = vec![next];
@@ -199,12 +204,7 @@ async fn a_node_that_leaves_in_the_middle_breaks_the_pipeline_and_the_replica_st
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_falls_silent_is_given_up() {
-    let next = scripted(|mut conn| async move {
-        use tokio::io::AsyncReadExt;
-        let mut rest = Vec::new();
-        let _ = conn.read_to_end(&mut rest).await;
-    })
-    .await;
+    let next = silent().await;
     let (_node, ack) = write_above(next, FRAME).await;
     assert_eq!(ack.failed_index, 1);
     assert_eq!(Error::from_wire(ack.error.unwrap()).code(), ErrorCode::TimedOut);

@@ -7,7 +7,8 @@ use cairn_proto::ids::{Epoch, TxId};
 use cairn_proto::pb::{self, report_up::Report};
 
 use crate::make::{self, LENGTH, Maker, NODES};
-use crate::{grouped, row};
+use crate::row;
+use cairn_namenode::core::grouped;
 
 /// Replicas in one range of a full report.
 pub const RANGE: u64 = 4_096;

@@ -33,16 +33,3 @@ fn main() {
 pub fn row(what: &str, measured: &str) {
     println!("| {what} | {measured} |");
 }
-
-/// 1234567 as "1,234,567".
-pub fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}

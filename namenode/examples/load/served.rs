@@ -17,7 +17,8 @@ use tonic::transport::Channel;
 
 use crate::alone::{random, ranges, registration, storages};
 use crate::make::{self, NODES};
-use crate::{grouped, row};
+use crate::row;
+use cairn_namenode::core::grouped;
 
 const CLIENTS: u64 = 16;
 const MEASURE: Duration = Duration::from_secs(5);

@@ -84,6 +84,8 @@ use recovery::Recoveries;
 use repair::Repair;
 use retry::RetryCache;
 use safemode::SafeMode;
+#[doc(hidden)]
+pub use safemode::grouped;
 use tree::Tree;
 use unsynced::Unsynced;
 

@@ -36,7 +36,7 @@ impl SafeMode {
 }
 
 /// 1234567 as "1,234,567".
-fn grouped(value: u64) -> String {
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
