@@ -4,7 +4,7 @@
 //!
 //! # Crash
 //! A file's bytes survive a crash once [`File::sync_data`] returned; its name, once [`Fs::sync_dir`] of its folder returned. [`write_atomic`]
-//! does all of it: temporary file, sync, rename, sync of the folder. [`File::start_write_back`] promises nothing: it only starts what a later
+//! does all of it: temporary file, sync, rename, sync of the folder. [`Fs::sync_volume`] does it for all that there is. [`File::start_write_back`] promises nothing: it only starts what a later
 //! sync would have to wait for. A sync that failed is never tried again on the same file: the kernel may have dropped the pages.
 
 use std::fs;
@@ -116,6 +116,8 @@ pub trait Fs: Send + Sync + 'static {
     fn metadata(&self, path: &Path) -> io::Result<Option<Metadata>>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes all durable, names and bytes, that was written so far to the volume that holds `path`, by whomever.
+    fn sync_volume(&self, path: &Path) -> io::Result<()>;
     /// Room on the volume that holds `path`.
     fn space(&self, path: &Path) -> io::Result<Space>;
     /// Takes an exclusive lock on a file, made if absent; `None`: another process holds it.
@@ -249,6 +251,10 @@ impl Fs for SystemFs {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         fs::File::open(path)?.sync_all()
+    }
+
+    fn sync_volume(&self, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(fs::File::open(path)?)?)
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {

@@ -99,7 +99,11 @@ impl Node {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut DatanodeSettings)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(tempfile::tempdir().unwrap(), adjust).await
+    }
+
+    /// Over a folder that may hold replicas already.
+    pub async fn over(dir: tempfile::TempDir, adjust: impl FnOnce(&mut DatanodeSettings)) -> Self {
         let mut settings = settings(&[dir.path()]);
         adjust(&mut settings);
         let store = open_store(&settings).await;

@@ -227,6 +227,11 @@ impl Fs for Watched {
         self.disk.sync_dir(path)
     }
 
+    fn sync_volume(&self, path: &Path) -> io::Result<()> {
+        self.trip.sync(&self.name, &self.disk);
+        if self.lying { Ok(()) } else { self.disk.sync_volume(path) }
+    }
+
     fn space(&self, path: &Path) -> io::Result<Space> {
         self.disk.space(path)
     }

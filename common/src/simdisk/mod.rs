@@ -505,6 +505,26 @@ impl Fs for SimDisk {
         Ok(())
     }
 
+    /// The disk is one volume. As any sync it counts once: a crash just before it finds a part of all this durable, as one in its middle does.
+    fn sync_volume(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let top = state.folder(path)?;
+        if let Err(error) = state.check(FaultOp::Sync, path) {
+            for file in state.content.names.files_below(top) {
+                if let Some(inode) = state.content.files.get_mut(&file) {
+                    inode.bytes.fail_sync(&self.entropy);
+                }
+            }
+            return Err(error);
+        }
+        state.sync();
+        state.content.names.sync_all();
+        state.content.files.values_mut().for_each(|inode| inode.bytes.sync());
+        state.content.files.retain(|_, inode| inode.names > 0 || inode.open > 0);
+        Ok(())
+    }
+
     fn space(&self, path: &Path) -> io::Result<Space> {
         let mut state = self.state();
         state.check(FaultOp::Read, path)?;

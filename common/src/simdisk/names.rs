@@ -134,6 +134,26 @@ impl Names {
         self.settle(BTreeMap::from([(folder, u64::MAX)]))
     }
 
+    /// Makes all changes durable.
+    pub fn sync_all(&mut self) {
+        self.pending.clear();
+        self.durable = self.current.clone();
+    }
+
+    /// Files in a folder and in those below it.
+    pub fn files_below(&self, top: Node) -> Vec<Node> {
+        let (mut files, mut open) = (Vec::new(), vec![top]);
+        while let Some(folder) = open.pop() {
+            for (_, entry) in self.current.children(folder) {
+                match entry {
+                    Entry::File(file) => files.push(file),
+                    Entry::Folder(folder) => open.push(folder),
+                }
+            }
+        }
+        files
+    }
+
     /// Makes the changes of each folder up to the step that is given durable, and what they need.
     fn settle(&mut self, mut up_to: BTreeMap<Node, u64>) -> Vec<Node> {
         let covered = |up_to: &BTreeMap<Node, u64>, number: u64, step: &Step| {

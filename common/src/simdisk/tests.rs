@@ -190,3 +190,28 @@ fn names_follow_the_rules_of_the_system() {
     disk.remove_dir_all(Path::new("/d/h")).unwrap();
     assert!(disk.read_dir(d).unwrap().is_empty());
 }
+
+#[test]
+fn a_sync_of_the_volume_keeps_all_names_and_bytes_and_a_failed_one_may_lose_them() {
+    let mut lost = 0;
+    for seed in 0..20 {
+        let disk = disk(seed);
+        disk.create_dir_all(Path::new("/d/in/ner")).unwrap();
+        let old = disk.open(Path::new("/d/old"), OpenMode::Create).unwrap();
+        old.write_all_at(&[1; 2_000], 0).unwrap();
+        disk.rename(Path::new("/d/old"), Path::new("/d/in/ner/new")).unwrap();
+        disk.sync_volume(Path::new("/d")).unwrap();
+        disk.crash();
+        assert_eq!(read_all(&disk, Path::new("/d/in/ner/new"), 4_000).unwrap(), [1; 2_000], "seed {seed}");
+        assert!(!there(&disk, "/d/old"));
+
+        let file = disk.open(Path::new("/d/in/ner/new"), OpenMode::Write).unwrap();
+        file.write_all_at(&[2; 2_000], 0).unwrap();
+        disk.inject(Fault { op: FaultOp::Sync, path: "/d".into(), after: 0, times: 1, kind: io::ErrorKind::Other });
+        assert!(disk.sync_volume(Path::new("/d")).is_err());
+        disk.sync_volume(Path::new("/d")).unwrap();
+        disk.crash();
+        lost += u32::from(read_all(&disk, Path::new("/d/in/ner/new"), 4_000).unwrap() != [2; 2_000]);
+    }
+    assert!((1..20).contains(&lost), "both outcomes must occur: {lost}");
+}

@@ -63,6 +63,9 @@ pub enum Kind {
         index: Arc<BlockIndex>,
         /// Offset of its first frame.
         header_bytes: u64,
+        /// It was found by the scan at a start: a power cut may have taken what was flushed and not synced, so its length says less than that
+        /// of one that was open all along (HDFS: a replica waiting to be recovered).
+        found_at_start: bool,
     },
     /// Set aside; never served.
     Corrupt {

@@ -26,6 +26,8 @@ pub mod quarantine;
 pub mod rewrite;
 pub mod scan;
 #[cfg(test)]
+mod scan_tests;
+#[cfg(test)]
 mod tests;
 pub mod verify;
 pub mod version;
@@ -105,6 +107,8 @@ pub struct Readable {
     pub state: pb::ReplicaState,
     /// The volume's id.
     pub storage_id: String,
+    /// Not finalized, and found so at a start; see [`Kind::Recovering`].
+    pub found_at_start: bool,
 }
 
 impl BlockStore {
@@ -293,10 +297,12 @@ impl BlockStore {
                     let length = open.visible();
                     let (file, index) = open.snapshot();
                     let state = pb::ReplicaState::BeingWritten;
-                    return Ok(self.readable(volume, entry.generation, file, Arc::new(index), length, state));
+                    let readable = self.readable(volume, entry.generation, file, Arc::new(index), length, state);
+                    return Ok(Readable { found_at_start: open.found_at_start(), ..readable });
                 }
-                Kind::Recovering { index, .. } => {
-                    return self.read_recovering(block, volume, entry.generation, Arc::clone(index)).await;
+                Kind::Recovering { index, found_at_start, .. } => {
+                    let readable = self.read_recovering(block, volume, entry.generation, Arc::clone(index)).await;
+                    return readable.map(|readable| Readable { found_at_start: *found_at_start, ..readable });
                 }
                 Kind::Corrupt { path, .. } => return Err(scan::corrupt(path, &"set aside, it did not verify")),
                 Kind::Writing(_) => return Err(not_found(block)),
@@ -319,7 +325,7 @@ impl BlockStore {
     ) -> Readable {
         let stored = index.frames_end();
         let storage_id = self.volumes[volume].storage_id().to_owned();
-        Readable { file, index, length, stored, generation, state, storage_id }
+        Readable { file, index, length, stored, generation, state, found_at_start: false, storage_id }
     }
 
     async fn read_recovering(

@@ -137,6 +137,7 @@ impl BlockStore {
                             path,
                             file,
                             header_bytes,
+                            found_at_start: false,
                             index,
                             reserved,
                             name_durable: false,
@@ -232,9 +233,7 @@ impl BlockStore {
                 Kind::Finalized { length, stored } => {
                     store.renew_finalized(volume, &entry, recovery, length, stored).map(Recovered::Finalized)
                 }
-                Kind::Recovering { index, header_bytes } => {
-                    store.reopen(volume, &entry, recovery, &index, header_bytes).map(Recovered::Open)
-                }
+                Kind::Recovering { .. } => store.reopen(volume, &entry, recovery).map(Recovered::Open),
                 _ => {
                     store.map.settle(volume, block, entry, false);
                     Err(not_found(block))
@@ -315,15 +314,11 @@ impl BlockStore {
         Ok(Matcher::new(block, &path, opened.file, length, &walk.index, reported, storage.storage_id()))
     }
 
-    fn reopen(
-        self: &Arc<Self>,
-        volume: usize,
-        entry: &Entry,
-        recovery: Recovery,
-        index: &BlockIndex,
-        header_bytes: u64,
-    ) -> Result<ReplicaWriter> {
+    fn reopen(self: &Arc<Self>, volume: usize, entry: &Entry, recovery: Recovery) -> Result<ReplicaWriter> {
         let Recovery { block, new_generation, keep_length, .. } = recovery;
+        let Kind::Recovering { index, header_bytes, found_at_start } = entry.kind.clone() else {
+            return Err(not_found(block));
+        };
         let back = |error: Error| {
             self.map.settle(volume, block, entry.clone(), false);
             error
@@ -343,7 +338,7 @@ impl BlockStore {
         file.set_len(kept.frames_end()).map_err(|error| back(failed(error)))?;
         storage.removed(index.frames_end().saturating_sub(kept.frames_end()));
         let left = |generation: Generation, error: Error| {
-            let kind = Kind::Recovering { index: Arc::new(kept.clone()), header_bytes };
+            let kind = Kind::Recovering { index: Arc::new(kept.clone()), header_bytes, found_at_start };
             self.map.settle(volume, block, Entry { generation, kind }, false);
             error
         };
@@ -361,6 +356,7 @@ impl BlockStore {
             path,
             file,
             header_bytes,
+            found_at_start,
             index: kept,
             reserved: 0,
             name_durable: true,

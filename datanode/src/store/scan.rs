@@ -1,13 +1,21 @@
 //! Reading block files: the recovery scan at start, the opening of a finalized file, the walk over frames.
 //!
 //! All of it is blocking and runs off the async threads.
+//!
+//! # Faults
+//! A file that the disk does not give at a start is set aside, reported as corrupt and named in the log; several, or a folder that cannot be listed
+//! or changed, take the volume out of service.
+//!
+//! # Crash
+//! A scan sees what the caches hold. What a killed process had renamed and not synced would be reported as final and then be lost with the power,
+//! so a scan ends with a sync of the whole volume.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_common::durable::{File, Fs, OpenMode};
+use cairn_common::durable::{self, File, Fs, OpenMode};
 use cairn_proto::blockfile::{self, BlockFileError, BlockIndex, FOOTER_BYTES, Footer, HEADER_BYTES, MAX_HEADER_BYTES};
 use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader};
 use cairn_proto::ids::{BlockId, Generation};
@@ -234,7 +242,8 @@ pub struct Found {
     pub set_aside: u64,
 }
 
-/// Lists a volume: finalized files by name and length, open ones cut to their last whole, valid frame, copies under way removed.
+/// Lists a volume: finalized files by name and length, open ones cut to their last whole, valid frame, copies under way removed. What it found is
+/// durable when it returns.
 pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<Found> {
     let root = volume.pool_root()?.to_owned();
     let mut found = Found::default();
@@ -249,8 +258,13 @@ pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<
         }
     }
     let open = root.join("rbw");
-    for file in list(fs, &open)?.into_iter().filter(|entry| !entry.is_dir) {
-        recover_open(fs, volume, &open.join(&file.name), &file.name, &mut found)?;
+    for entry in list(fs, &open)? {
+        let path = open.join(&entry.name);
+        if entry.is_dir {
+            set_folder_aside(fs, volume, &path, &entry.name)?;
+        } else {
+            recover_open(fs, volume, &path, &entry.name, &mut found)?;
+        }
     }
     // Last, because the steps above set files aside.
     let corrupt = root.join("corrupt");
@@ -277,10 +291,18 @@ pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<
         volume.found(file.len);
     }
     let temporary = root.join("tmp");
-    for file in list(fs, &temporary)? {
-        let path = temporary.join(&file.name);
-        fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+    for entry in list(fs, &temporary)? {
+        let path = temporary.join(&entry.name);
+        if entry.is_dir {
+            set_folder_aside(fs, volume, &path, &entry.name)?;
+        } else {
+            fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+        }
     }
+    if found.replicas.is_empty() {
+        return Ok(found);
+    }
+    fs.sync_volume(&root).map_err(|error| Error::io(format!("syncing the volume of {}", root.display()), &error))?;
     Ok(found)
 }
 
@@ -351,13 +373,42 @@ fn set_aside(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut 
     Ok(())
 }
 
-/// Cuts a file that a crash left open to its last whole, valid frame.
+/// A folder lies where a block's file belongs, and would keep that block from being written. It is nobody's replica and is never removed.
+fn set_folder_aside(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str) -> Result<()> {
+    let failed = |error: io::Error| Error::io(format!("setting {} aside", path.display()), &error);
+    let mut to = volume.corrupt_path(name)?;
+    let mut number = 0;
+    while fs.metadata(&to).map_err(failed)?.is_some() {
+        number += 1;
+        to = volume.corrupt_path(&format!("{name}.{number}"))?;
+    }
+    tracing::warn!("{} is a folder, not a block file; it is set aside as {}", path.display(), to.display());
+    fs.rename(path, &to).map_err(failed)?;
+    volume.sync_moved(path, &to)
+}
+
+/// Looks after one open file. If the disk does not give it, it is set aside, unless the disk gives several of them not.
 fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut Found) -> Result<()> {
+    let shown = path.display();
+    let Err(error) = cut_open(fs, volume, path, name, found)? else { return Ok(()) };
+    if error.kind() == io::ErrorKind::NotFound {
+        return Ok(());
+    }
+    let told = volume.read_failed(format!("reading {shown}"), &error);
+    if volume.is_failed() || !durable::is_device_failure(&error) {
+        return Err(told);
+    }
+    tracing::warn!("{shown} cannot be read ({error}); it is set aside as corrupt");
+    set_aside(fs, volume, path, name, found)
+}
+
+/// Cuts a file that a crash left open to its last whole, valid frame. The inner error: it cannot be read; nothing was changed.
+fn cut_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut Found) -> Result<io::Result<()>> {
     let shown = path.display();
     let failed = |error: io::Error| Error::io(format!("recovering {shown}"), &error);
     let Some((block, generation, None)) = blockfile::parse_name(name) else {
         tracing::warn!("{shown} is not an open block file's name; it is set aside and not served");
-        return set_aside(fs, volume, path, name, found);
+        return set_aside(fs, volume, path, name, found).map(Ok);
     };
     let older = found.replicas.get(&block.0).is_some_and(|other| {
         other.generation > generation
@@ -365,32 +416,41 @@ fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &m
     });
     if older {
         tracing::warn!("{shown} is older than another replica of block {block} here; it is removed");
-        return fs.remove_file(path).map_err(failed);
+        return fs.remove_file(path).map_err(failed).map(Ok);
     }
-    let file = fs.open(path, OpenMode::Write).map_err(failed)?;
-    let length = file.len().map_err(failed)?;
+    let opened = fs.open(path, OpenMode::Write).and_then(|file| Ok((file.len()?, file)));
+    let (length, file) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ok(Err(error)),
+    };
     let header_bytes = match read_header(&*file, block, length) {
         Ok(header_bytes) => header_bytes,
-        Err(OpenError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(failed(error)),
+        Err(OpenError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => return Ok(Err(error)),
         Err(flaw) if length <= HEADER_BYTES as u64 => {
             // Nothing was acked before the header was written: there is nothing to recover.
             tracing::warn!("{shown} holds no data ({flaw}); it is removed");
-            return fs.remove_file(path).map_err(failed);
+            return fs.remove_file(path).map_err(failed).map(Ok);
         }
         Err(flaw) => {
             // A power cut may keep later bytes and lose the header; it holds nothing that the name does not say, and frames verify by themselves.
             let start = HEADER_BYTES as u64;
-            let probe = walk(&*file, block, start, length, 1, Depth::Stored).map_err(failed)?;
+            let probe = match walk(&*file, block, start, length, 1, Depth::Stored) {
+                Ok(probe) => probe,
+                Err(error) => return Ok(Err(error)),
+            };
             if probe.index.frames() == 0 {
                 tracing::warn!("{shown} cannot be recovered ({flaw}); it is set aside as corrupt");
-                return set_aside(fs, volume, path, name, found);
+                return set_aside(fs, volume, path, name, found).map(Ok);
             }
             tracing::warn!("{shown} had lost its header ({flaw}); it is written again");
             file.write_all_at(&blockfile::encode_header(block), 0).map_err(failed)?;
             start
         }
     };
-    let walk = walk(&*file, block, header_bytes, length, u64::MAX, Depth::Stored).map_err(failed)?;
+    let walk = match walk(&*file, block, header_bytes, length, u64::MAX, Depth::Stored) {
+        Ok(walk) => walk,
+        Err(error) => return Ok(Err(error)),
+    };
     let end = walk.index.frames_end();
     if end < length {
         let why = walk.flaw.map_or_else(String::new, |flaw| format!(" ({flaw})"));
@@ -399,7 +459,7 @@ fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &m
         file.sync_data().map_err(failed)?;
     }
     volume.found(end);
-    let kind = Kind::Recovering { index: Arc::new(walk.index), header_bytes };
+    let kind = Kind::Recovering { index: Arc::new(walk.index), header_bytes, found_at_start: true };
     let older = found.replicas.insert(block.0, Entry { generation, kind });
     if let Some(Entry { generation: older, kind: Kind::Recovering { index, .. } }) = older {
         // A crash came between the joining of a newer copy, which was synced before it got its name, and the removal of what it replaced.
@@ -408,7 +468,7 @@ fn recover_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &m
         fs.remove_file(&leftover).map_err(failed)?;
         volume.removed(index.frames_end());
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// The error of a replica that failed its own node's check.

@@ -54,6 +54,7 @@ pub struct OpenReplica {
     path: PathBuf,
     file: Arc<dyn File>,
     header_bytes: u64,
+    found_at_start: bool,
     index: Mutex<BlockIndex>,
     visible: AtomicU64,
     fenced: watch::Sender<bool>,
@@ -64,6 +65,17 @@ impl OpenReplica {
     /// A copy that no reader and no report may see.
     pub fn temporary(&self) -> bool {
         self.temporary
+    }
+
+    /// It goes on with what a start had found; see [`Kind::Recovering`].
+    pub fn found_at_start(&self) -> bool {
+        self.found_at_start
+    }
+
+    /// Without its writer, with what `index` says.
+    fn recovering(&self, index: BlockIndex) -> Kind {
+        let (header_bytes, found_at_start) = (self.header_bytes, self.found_at_start);
+        Kind::Recovering { index: Arc::new(index), header_bytes, found_at_start }
     }
 
     /// Bytes that readers may see.
@@ -120,6 +132,8 @@ pub(super) struct Start {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
     pub header_bytes: u64,
+    /// As in [`Kind::Recovering`].
+    pub found_at_start: bool,
     pub index: BlockIndex,
     pub reserved: u64,
     /// Its folder was synced since it got its name.
@@ -154,6 +168,7 @@ impl ReplicaWriter {
             path: start.path,
             file: start.file,
             header_bytes: start.header_bytes,
+            found_at_start: start.found_at_start,
             index: Mutex::new(start.index),
             visible,
             fenced: watch::channel(false).0,
@@ -311,7 +326,7 @@ impl ReplicaWriter {
         self.finalized = true;
         let durable = to.parent().map_or(Ok(()), |folder| self.volume().sync_folder(folder));
         self.release();
-        let kind = Kind::Recovering { index: Arc::new(index), header_bytes: open.header_bytes };
+        let kind = open.recovering(index);
         let entry = Entry { generation: open.generation, kind };
         let number = self.store.map().settle(open.volume, open.block, entry, durable.is_ok());
         if durable.is_ok() {
@@ -355,7 +370,7 @@ impl ReplicaWriter {
                 tracing::warn!("{} could not be cut to its last frame: {error}", open.path.display());
             }
             // Reported, so that a leftover of an old generation is not kept until the next full report.
-            let kind = Kind::Recovering { index: Arc::new(index), header_bytes: open.header_bytes };
+            let kind = open.recovering(index);
             self.store.map().settle(open.volume, open.block, Entry { generation: open.generation, kind }, true);
         }
         open.end();

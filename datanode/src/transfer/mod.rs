@@ -21,6 +21,8 @@ pub mod recover;
 #[cfg(test)]
 mod tests;
 pub mod wire;
+mod recover_tests;
+#[cfg(test)]
 pub mod write;
 
 use std::sync::Arc;

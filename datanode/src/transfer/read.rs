@@ -113,6 +113,7 @@ pub async fn serve_info(transfer: &Arc<Transfer>, conn: &mut Conn, request: pb::
             storage_id: readable.storage_id,
             // Of an open replica it covers what is written, which may be more than its visible length.
             crc32c: if request.with_checksum { readable.index.crc32c() } else { 0 },
+            found_at_start: readable.found_at_start,
         },
     };
     net::write_message(conn, &reply).await

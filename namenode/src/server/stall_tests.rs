@@ -90,6 +90,9 @@ impl Fs for GatedFs {
     fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
         SystemFs.sync_dir(path)
     }
+    fn sync_volume(&self, path: &Path) -> std::io::Result<()> {
+        SystemFs.sync_volume(path)
+    }
     fn space(&self, path: &Path) -> std::io::Result<Space> {
         SystemFs.space(path)
     }

@@ -132,6 +132,10 @@ impl Fs for FaultyFs {
         self.sync(path)?;
         SystemFs.sync_dir(path)
     }
+    fn sync_volume(&self, path: &Path) -> io::Result<()> {
+        self.sync(path)?;
+        SystemFs.sync_volume(path)
+    }
     fn space(&self, path: &Path) -> io::Result<Space> {
         SystemFs.space(path)
     }
