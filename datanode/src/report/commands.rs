@@ -1,4 +1,11 @@
-//! What the namenode orders: copies, deletions, checks, recoveries. All of it runs beside the heartbeats, bounded.
+//! What the namenode orders: copies, deletions, checks, recoveries, merges. All of it runs beside the heartbeats, bounded.
+//!
+//! # Order
+//! Each kind of order has room of its own to wait in, and streams of its own: a copy for repair waits for other copies only.
+//!
+//! # Epochs
+//! An order belongs to the epoch of the answer that brought it. When a newer one is heard of (the namenode was restored to an earlier
+//! moment), what waits is dropped, and copies, merges and recoveries that are under way are broken off. Checks go on: they tell what is.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -7,25 +14,50 @@ use std::sync::{Arc, Mutex};
 use cairn_proto::ids::BlockId;
 use cairn_proto::pb::{self, datanode_command::Command, report_up::Report};
 use cairn_proto::{ErrorCode, ErrorKind};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::store::lock;
 use crate::transfer::{Transfer, copy, merge, recover};
 
-/// Orders that may wait; the namenode repeats what was dropped.
+/// Orders of a kind that may wait; the namenode repeats what was dropped.
 const WAITING: usize = 1_024;
+/// Recoveries under way at once; they mostly wait for other nodes.
+const RECOVERIES: usize = 64;
 
 /// Replicas that shall go, or be put away.
 struct Removal {
     replicas: Vec<pb::ReplicaRef>,
     forever: bool,
+    epoch: u64,
+}
+
+/// Room for the orders of one kind.
+struct Lane {
+    /// Those that wait and those under way.
+    places: Arc<Semaphore>,
+    /// Those under way.
+    streams: Semaphore,
+}
+
+impl Lane {
+    fn new(streams: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(WAITING)), streams: Semaphore::new(streams) }
+    }
+
+    /// A place, if there is one left; held until the order is done with.
+    fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
 }
 
 /// Carries out orders.
 pub struct Commands {
     transfer: Arc<Transfer>,
-    streams: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    copies: Lane,
+    merges: Lane,
+    /// Places; a check waits for its turn with those that clients ask for.
+    checks: Arc<Semaphore>,
+    recoveries: Lane,
     /// Blocks that are being copied: an order repeated too early is not carried out twice.
     copying: Mutex<HashSet<i64>>,
     removals: mpsc::Sender<Removal>,
@@ -36,10 +68,13 @@ impl Commands {
     /// Starts the worker for removals.
     pub fn start(transfer: &Arc<Transfer>) -> Arc<Self> {
         let (removals, queue) = mpsc::channel(WAITING);
+        let streams = transfer.settings.replication_streams;
         let commands = Arc::new(Self {
             transfer: Arc::clone(transfer),
-            streams: Arc::new(Semaphore::new(transfer.settings.replication_streams)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
+            copies: Lane::new(streams),
+            merges: Lane::new(streams.div_ceil(2)),
+            checks: Arc::new(Semaphore::new(WAITING)),
+            recoveries: Lane::new(RECOVERIES),
             copying: Mutex::default(),
             removals,
             full_report: Notify::new(),
@@ -53,20 +88,22 @@ impl Commands {
         self.full_report.notified().await;
     }
 
-    /// Takes an order; never waits.
-    pub fn take(self: &Arc<Self>, command: pb::DatanodeCommand) {
+    /// Takes an order of this epoch; never waits.
+    pub fn take(self: &Arc<Self>, command: pb::DatanodeCommand, epoch: u64) {
         match command.command {
             Some(Command::FullReport(_)) => self.full_report.notify_one(),
-            Some(Command::Delete(order)) => self.remove(Removal { replicas: order.replicas, forever: true }),
-            Some(Command::Quarantine(order)) => self.remove(Removal { replicas: order.replicas, forever: false }),
-            Some(Command::Replicate(order)) => self.replicate(order),
+            Some(Command::Delete(order)) => self.remove(Removal { replicas: order.replicas, forever: true, epoch }),
+            Some(Command::Quarantine(order)) => {
+                self.remove(Removal { replicas: order.replicas, forever: false, epoch });
+            }
+            Some(Command::Replicate(order)) => self.replicate(order, epoch),
             Some(Command::Verify(order)) => {
                 for replica in order.replicas {
                     self.verify(replica);
                 }
             }
-            Some(Command::Recover(order)) => self.recover(order),
-            Some(Command::Merge(order)) => self.merge(order),
+            Some(Command::Recover(order)) => self.recover(order, epoch),
+            Some(Command::Merge(order)) => self.merge(order, epoch),
             None => tracing::warn!("the namenode sent an order that this version does not know"),
         }
     }
@@ -77,20 +114,33 @@ impl Commands {
         }
     }
 
-    fn replicate(self: &Arc<Self>, order: pb::ReplicateBlock) {
+    /// Works when a stream is free. `None`: the daemon ends, or a newer epoch than that of the order was heard of.
+    async fn carry_out<T>(&self, lane: &Lane, epoch: u64, work: impl Future<Output = T>) -> Option<T> {
+        let work = async {
+            // Never closed; were it, working at once is still right.
+            let _stream = lane.streams.acquire().await.ok();
+            work.await
+        };
+        tokio::select! {
+            biased;
+            () = self.transfer.stopping() => None,
+            () = self.transfer.store.outdated(epoch) => {
+                tracing::info!("an order of epoch {epoch} is dropped: a newer epoch is in force");
+                None
+            }
+            done = work => Some(done),
+        }
+    }
+
+    fn replicate(self: &Arc<Self>, order: pb::ReplicateBlock, epoch: u64) {
         let id = order.block.as_ref().map_or(0, |block| block.id);
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let Some(place) = self.copies.enter() else { return };
         if !lock(&self.copying).insert(id) {
             return;
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            // Never closed; were it, copying at once is still right.
-            let _stream = this.streams.acquire().await.ok();
-            let copied = tokio::select! {
-                copied = copy::replicate(&this.transfer, &order) => Some(copied),
-                () = this.transfer.stopping() => None,
-            };
+            let copied = this.carry_out(&this.copies, epoch, copy::replicate(&this.transfer, &order)).await;
             let targets: Vec<&str> = order.targets.iter().map(|target| target.address.as_str()).collect();
             match copied {
                 Some(Ok(length)) => tracing::info!("block {id} ({length} bytes) copied to {}", targets.join(", ")),
@@ -108,18 +158,12 @@ impl Commands {
         });
     }
 
-    fn merge(self: &Arc<Self>, order: pb::MergeBlocks) {
+    fn merge(self: &Arc<Self>, order: pb::MergeBlocks, epoch: u64) {
         let id = order.block.as_ref().map_or(0, |block| block.id);
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let Some(place) = self.merges.enter() else { return };
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            // Never closed; were it, merging at once is still right.
-            let _stream = this.streams.acquire().await.ok();
-            let merged = tokio::select! {
-                biased;
-                () = this.transfer.stopping() => None,
-                merged = merge::merge(&this.transfer, &order) => Some(merged),
-            };
+            let merged = this.carry_out(&this.merges, epoch, merge::merge(&this.transfer, &order)).await;
             let count = order.sources.len();
             match merged {
                 Some(Ok(length)) => tracing::info!("{count} blocks rewritten as block {id} ({length} bytes)"),
@@ -131,7 +175,7 @@ impl Commands {
     }
 
     fn verify(self: &Arc<Self>, replica: pb::ReplicaRef) {
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let Ok(place) = Arc::clone(&self.checks).try_acquire_owned() else { return };
         let this = Arc::clone(self);
         tokio::spawn(async move {
             let store = &this.transfer.store;
@@ -147,14 +191,15 @@ impl Commands {
         });
     }
 
-    fn recover(self: &Arc<Self>, order: pb::RecoverBlock) {
+    fn recover(self: &Arc<Self>, order: pb::RecoverBlock, epoch: u64) {
         let id = order.block.as_ref().map_or(0, |block| block.id);
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let Some(place) = self.recoveries.enter() else { return };
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            match recover::recover(&this.transfer, &order).await {
-                Ok(recovered) => this.transfer.store.map().announce(Report::Recovered(recovered)),
-                Err(error) => tracing::warn!("block {id} could not be recovered: {error}"),
+            match this.carry_out(&this.recoveries, epoch, recover::recover(&this.transfer, &order)).await {
+                Some(Ok(recovered)) => this.transfer.store.map().announce(Report::Recovered(recovered)),
+                Some(Err(error)) => tracing::warn!("block {id} could not be recovered: {error}"),
+                None => {}
             }
             drop(place);
         });
@@ -180,13 +225,18 @@ async fn remove_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<Removal>)
         let mut deleted = 0;
         for replica in removal.replicas {
             let Ok((block, generation)) = transfer.check_block(replica.block.as_ref()) else { continue };
+            let (storage_id, epoch) = (&replica.storage_id, removal.epoch);
             let removed = match removal.forever {
-                true => transfer.store.delete(block, generation, &replica.storage_id).await,
-                false => transfer.store.quarantine(block, generation, &replica.storage_id).await,
+                true => transfer.store.delete_by_order(block, generation, storage_id, epoch).await,
+                false => transfer.store.quarantine(block, generation, storage_id, epoch).await,
             };
             if removed.as_ref().is_err_and(|error| error.code() == ErrorCode::StaleGeneration) {
                 // The namenode does not know of the newer one; once it does, it can order the right one.
                 transfer.store.map().announce_replica(block);
+            }
+            if removed.as_ref().is_err_and(|error| error.code() == ErrorCode::StaleEpoch) {
+                tracing::info!("deletions of epoch {epoch} are dropped: a newer epoch is in force");
+                break;
             }
             match removed {
                 Ok(()) => deleted += u64::from(removal.forever),

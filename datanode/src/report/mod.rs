@@ -195,7 +195,7 @@ impl Reporter {
                     let response = response.into_inner();
                     store.join_cluster(&answer.cluster_id, &answer.pool_id, response.epoch).await?;
                     for command in response.commands {
-                        self.commands.take(command);
+                        self.commands.take(command, response.epoch);
                     }
                 }
                 Ok(Err(status)) => {

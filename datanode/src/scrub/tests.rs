@@ -233,7 +233,7 @@ async fn a_copy_never_carries_bad_bytes_and_brings_its_source_under_suspicion() 
     let order =
         pb::ReplicateBlock { block: block_of(block, GEN), length: BYTES as u64, targets: vec![target.target()] };
     let command = pb::DatanodeCommand { command: Some(Command::Replicate(order)) };
-    Commands::start(&source.transfer).take(command);
+    Commands::start(&source.transfer).take(command, 1);
     let begun = tokio::time::Instant::now();
     while source.store().suspects() == 0 {
         assert!(begun.elapsed() < Duration::from_secs(30), "the source is not suspected");

@@ -45,7 +45,7 @@ use cairn_proto::blockfile::BlockIndex;
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::pb;
 use cairn_proto::{Error, ErrorCode, Result};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::cache::{Cached, IndexCache};
 use self::health::Suspects;
@@ -89,6 +89,8 @@ pub struct BlockStore {
     /// Folders that could not be opened at start, and why.
     left_out: Vec<(PathBuf, String)>,
     suspects: Suspects,
+    /// The highest epoch that was heard of, durable or not yet.
+    heard_epoch: watch::Sender<u64>,
 }
 
 /// A replica opened for reading.
@@ -105,10 +107,10 @@ pub struct Readable {
     pub generation: Generation,
     /// Its state.
     pub state: pb::ReplicaState,
-    /// The volume's id.
-    pub storage_id: String,
     /// Not finalized, and found so at a start; see [`Kind::Recovering`].
     pub found_at_start: bool,
+    /// The volume's id.
+    pub storage_id: String,
 }
 
 impl BlockStore {
@@ -130,8 +132,10 @@ impl BlockStore {
             failures,
             left_out,
             suspects: Suspects::default(),
+            heard_epoch: watch::channel(0).0,
         });
-        let pool = store.identity().pool_id;
+        let Identity { pool_id: pool, epoch, .. } = store.identity();
+        store.heard_epoch.send_replace(epoch);
         if !pool.is_empty() {
             store.load_pool(&pool).await?;
         }
@@ -190,6 +194,8 @@ impl BlockStore {
                 format!("the namenode has epoch {epoch}, but this datanode has seen {}: it is an old one", mine.epoch);
             return Err(Error::new(ErrorCode::StaleEpoch, text));
         }
+        // From here on no order of an older epoch is begun.
+        self.heard_epoch.send_if_modified(|heard| std::mem::replace(heard, epoch.max(*heard)) < epoch);
         if mine.cluster_id == cluster_id && mine.epoch == epoch {
             return Ok(());
         }
@@ -226,6 +232,21 @@ impl BlockStore {
             .await?;
         self.map.set_pool(pool_id);
         Ok(())
+    }
+
+    /// An error if a newer epoch than that of an order was heard of: what a namenode ordered before a restore is void after it.
+    pub(crate) fn check_epoch(&self, epoch: u64) -> Result<()> {
+        let heard = *self.heard_epoch.borrow();
+        if epoch >= heard {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::StaleEpoch, format!("the order is of epoch {epoch}; epoch {heard} is in force")))
+    }
+
+    /// Resolves when a newer epoch than this is heard of.
+    pub(crate) async fn outdated(&self, epoch: u64) {
+        let mut heard = self.heard_epoch.subscribe();
+        let _ = heard.wait_for(|heard| *heard > epoch).await;
     }
 
     async fn load_pool(self: &Arc<Self>, pool: &str) -> Result<()> {

@@ -378,7 +378,18 @@ impl BlockStore {
 
     /// Deletes a replica unless it has a newer generation. A writer is stopped first.
     pub async fn delete(self: &Arc<Self>, block: BlockId, generation: Generation, storage_id: &str) -> Result<()> {
-        let (volume, entry) = self.claim_for_removal(block, generation, storage_id).await?;
+        self.delete_by_order(block, generation, storage_id, u64::MAX).await
+    }
+
+    /// As [`Self::delete`], by an order of this epoch: refused once a newer one was heard of.
+    pub async fn delete_by_order(
+        self: &Arc<Self>,
+        block: BlockId,
+        generation: Generation,
+        storage_id: &str,
+        epoch: u64,
+    ) -> Result<()> {
+        let (volume, entry) = self.claim_for_removal(block, generation, storage_id, epoch).await?;
         let store = Arc::clone(self);
         self.env
             .work
@@ -391,12 +402,14 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Claims a replica that shall go, unless it has a newer generation than the order names. A writer is stopped first.
+    /// Claims a replica that shall go, unless it has a newer generation than the order names, or the order is of an older epoch than was heard of.
+    /// A writer is stopped first.
     pub(super) async fn claim_for_removal(
         &self,
         block: BlockId,
         generation: Generation,
         storage_id: &str,
+        epoch: u64,
     ) -> Result<(usize, Entry)> {
         let check = |entry: &Entry| {
             if entry.generation > generation {
@@ -410,8 +423,11 @@ impl BlockStore {
         if !storage_id.is_empty() && self.volumes[volume].storage_id() != storage_id {
             return Err(not_found(block));
         }
+        self.check_epoch(epoch)?;
         self.stop_writer(block, check).await?;
         self.map.claim(block, |entry| {
+            // Again: the writer may have taken long to stop.
+            self.check_epoch(epoch)?;
             check(entry)?;
             match entry.kind {
                 Kind::Writing(_) => Err(Error::new(ErrorCode::Busy, format!("block {block} got another writer"))),

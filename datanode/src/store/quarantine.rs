@@ -68,9 +68,15 @@ impl Volume {
 }
 
 impl BlockStore {
-    /// Puts a replica away unless it has a newer generation. A writer is stopped first.
-    pub async fn quarantine(self: &Arc<Self>, block: BlockId, generation: Generation, storage_id: &str) -> Result<()> {
-        let (volume, entry) = self.claim_for_removal(block, generation, storage_id).await?;
+    /// Puts a replica away by an order of this epoch, unless it has a newer generation or a newer epoch was heard of. A writer is stopped first.
+    pub async fn quarantine(
+        self: &Arc<Self>,
+        block: BlockId,
+        generation: Generation,
+        storage_id: &str,
+        epoch: u64,
+    ) -> Result<()> {
+        let (volume, entry) = self.claim_for_removal(block, generation, storage_id, epoch).await?;
         let store = Arc::clone(self);
         self.env
             .work

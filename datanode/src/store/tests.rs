@@ -86,9 +86,9 @@ async fn quarantine_keeps_a_replica_for_a_while_and_gives_it_back() {
         }
         let used = store.volume(0).usage().used;
         let newer = Generation(GEN.0 + 1);
-        assert_eq!(store.quarantine(BLOCK, GEN, "elsewhere").await.unwrap_err().code(), ErrorCode::BlockNotFound);
-        store.quarantine(BLOCK, newer, "").await.unwrap();
-        store.quarantine(other, GEN, "").await.unwrap();
+        assert_eq!(store.quarantine(BLOCK, GEN, "elsewhere", 1).await.unwrap_err().code(), ErrorCode::BlockNotFound);
+        store.quarantine(BLOCK, newer, "", 1).await.unwrap();
+        store.quarantine(other, GEN, "", 1).await.unwrap();
         assert_eq!(store.read(BLOCK, GEN).await.err().unwrap().code(), ErrorCode::BlockNotFound, "not served");
         assert_eq!(
             (store.map().count(0), store.volume(0).usage().used),

@@ -2,7 +2,8 @@
 //!
 //! The frames of the sources are read as any reader gets them, from this node or from others, checked as they are stored, given headers of the new
 //! block, and sent down a pipeline of copies. Payloads stay as they are: nothing is decompressed, and each frame keeps the checksum that its
-//! writer took. The namenode learns of the new block from the reports of its replicas; a merge that fails leaves nothing that counts.
+//! writer took. The namenode learns of the new block from the reports of its replicas; a merge that fails leaves nothing that counts. A source
+//! that gives nothing, or a target that takes nothing, ends it in time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,18 +58,26 @@ async fn send(
     conn: &mut Conn,
     address: &str,
 ) -> Result<()> {
-    let failed = |error: std::io::Error| Error::io(format!("sending block {block} to {address}"), &error);
+    // Who receives it waits for its disk at most so long.
+    let limit = Duration::from_millis(transfer.settings.disk_stall_ms);
+    let mut put = async |bytes: &[u8]| {
+        let doing = || format!("sending block {block} to {address}");
+        match transfer.env.clock.timeout(limit, conn.write_all(bytes)).await {
+            Ok(sent) => sent.map_err(|error| Error::io(doing(), &error)),
+            Err(_) => Err(Error::new(ErrorCode::TimedOut, format!("{}: it takes no more data", doing()))),
+        }
+    };
     let mut base = 0;
     for source in &order.sources {
         let mut reader = Source::new(transfer, source);
         while let Some((header, payload)) = reader.next().await? {
             let moved = FrameHeader { offset: base + header.offset, ..header };
-            conn.write_all(&moved.encode(block)).await.map_err(failed)?;
-            conn.write_all(&payload).await.map_err(failed)?;
+            put(&moved.encode(block)).await?;
+            put(&payload).await?;
         }
         base += source.length;
     }
-    conn.write_all(&Marker { kind: MarkerKind::Finish, length: order.length }.encode(block)).await.map_err(failed)
+    put(&Marker { kind: MarkerKind::Finish, length: order.length }.encode(block)).await
 }
 
 /// The frames of one old block, from whichever of its replicas gives them.

@@ -13,16 +13,18 @@ pub mod copy;
 pub mod cut;
 pub mod disk;
 pub mod merge;
+#[cfg(test)]
+mod orders_tests;
 pub mod partial;
 #[cfg(test)]
 mod partial_tests;
 pub mod read;
 pub mod recover;
 #[cfg(test)]
-mod tests;
-pub mod wire;
 mod recover_tests;
 #[cfg(test)]
+mod tests;
+pub mod wire;
 pub mod write;
 
 use std::sync::Arc;
@@ -206,7 +208,7 @@ pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
             tracing::debug!("{who} sent an operation that this version does not know");
             return;
         };
-        let Ok(_slot) = transfer.slots.try_acquire() else {
+        let Ok(slot) = transfer.slots.try_acquire() else {
             transfer.metrics.refused.fetch_add(1, Ordering::Relaxed);
             let text = format!("{} transfers are under way, no more are taken now", transfer.settings.max_transfers);
             if read::refuse(&mut conn, &op, &Error::new(ErrorCode::Busy, text)).await.is_err() {
@@ -224,7 +226,11 @@ pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
             pb::data_request::Op::Transfer(request) => partial::serve(&transfer, &mut conn, request).await,
             pb::data_request::Op::Read(request) => read::serve_read(&transfer, &mut conn, request).await,
             pb::data_request::Op::Info(request) => read::serve_info(&transfer, &mut conn, request).await,
-            pb::data_request::Op::Verify(request) => read::serve_verify(&transfer, &mut conn, request).await,
+            pb::data_request::Op::Verify(request) => {
+                // Few run at once: those that wait for their turn must not keep copies out.
+                drop(slot);
+                read::serve_verify(&transfer, &mut conn, request).await
+            }
             pb::data_request::Op::Truncate(request) => cut::serve_truncate(&transfer, &mut conn, request).await,
             pb::data_request::Op::MapOutput(request) => read::serve_map_output(&transfer, &mut conn, request).await,
         };
