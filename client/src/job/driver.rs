@@ -131,6 +131,7 @@ impl<'a> Driver<'a> {
             token: Bytes::from(token),
             output_replication: spec.output_replication,
             output_block_size: spec.output_block_size,
+            maps: prepared.splits.len() as u32,
         };
         let totals = JobProgress {
             maps: prepared.splits.len() as u32,
@@ -204,9 +205,10 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Names of all files that accepted attempts wrote.
     fn expected_files(&self) -> Vec<String> {
-        let (kind, count) = if self.totals.reduces == 0 { ("m", self.totals.maps) } else { ("r", self.totals.reduces) };
-        (0..count).map(|index| format!("part-{kind}-{index:05}")).collect()
+        let accepted = self.scheduler.attempts().filter_map(|(_, _, _, success)| success);
+        accepted.flat_map(|success| success.files.iter().map(|file| file.final_name.clone())).collect()
     }
 
     fn start(&mut self, assignment: Assignment) {
@@ -245,13 +247,7 @@ impl<'a> Driver<'a> {
         self.links.get(node)
     }
 
-    /// Final name of a task's file, in the staging folder.
-    fn part_path(&self, task: &pb::TaskId) -> String {
-        let kind = if task.kind() == pb::TaskKind::Reduce { "r" } else { "m" };
-        join(&self.staging, &format!("part-{kind}-{:05}", task.index))
-    }
-
-    /// Where one attempt writes it.
+    /// Where one attempt writes; it names its files itself, beside that.
     fn attempt_path(&self, task: &pb::TaskId) -> String {
         let kind = if task.kind() == pb::TaskKind::Reduce { "r" } else { "m" };
         join(&self.staging, &format!(".part-{kind}-{:05}.attempt-{}", task.index, task.attempt))
@@ -300,12 +296,11 @@ impl<'a> Driver<'a> {
     }
 
     async fn succeeded(&mut self, node: &str, task: &pb::TaskId, success: pb::TaskSuccess) {
+        let files = success.files.clone();
         if self.scheduler.succeeded(node, task, success) != AfterSuccess::Commit {
             return;
         }
-        // An output that is empty in a job of maps alone is a file all the same, so that the parts are complete.
-        let renamed = self.fs.rename(&self.attempt_path(task), &self.part_path(task), RenameMode::NoReplace).await;
-        match renamed {
+        match self.accept_files(&files).await {
             Ok(()) => self.scheduler.committed(task),
             Err(error) => {
                 let failure = pb::TaskFailure { error: Some(error.to_wire()), ..Default::default() };
@@ -313,6 +308,21 @@ impl<'a> Driver<'a> {
                 self.scheduler.attempt_failed(node, task, &failure, now_ms);
             }
         }
+    }
+
+    /// Gives an attempt's files their final names, the main one last: an attempt that is cut off in between is not accepted, and the next one replaces
+    /// what it left.
+    async fn accept_files(&self, files: &[pb::OutputFile]) -> Result<()> {
+        for file in files.iter().rev() {
+            let plain = |name: &str| !name.is_empty() && !name.contains('/');
+            if !plain(&file.attempt_name) || !plain(&file.final_name) {
+                let text = format!("an attempt wants to name {:?} {:?}", file.attempt_name, file.final_name);
+                return Err(Error::new(ErrorCode::InvalidArgument, text));
+            }
+            let (from, to) = (join(&self.staging, &file.attempt_name), join(&self.staging, &file.final_name));
+            self.fs.rename(&from, &to, RenameMode::Overwrite).await?;
+        }
+        Ok(())
     }
 
     fn phase(&self) -> Phase {

@@ -8,6 +8,7 @@ use super::scheduler::{NodeInfo, Scheduler};
 use super::spec::JobSpec;
 use super::splits::{self, PlannedSplit};
 use crate::fs::{FileSystem, NodeState};
+use crate::mapreduce::InputFormat;
 
 /// Input per reducer that the default aims at.
 const BYTES_PER_REDUCER: u64 = 128 << 20;
@@ -22,8 +23,12 @@ pub(super) struct Prepared {
 
 /// Looks at the input and at the cluster.
 pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared> {
-    let files = splits::input_files(fs, &spec.inputs).await?;
-    let splits = splits::plan_splits(fs, &files, spec.split_bytes).await?;
+    let format = spec.program()?.input();
+    let mut splits = Vec::new();
+    if !matches!(format, InputFormat::Generated { .. }) {
+        let files = splits::input_files(fs, &spec.inputs).await?;
+        splits = splits::plan_splits(fs, &files, format, spec.split_bytes).await?;
+    }
     let cluster_id = fs.server_defaults().await?.cluster_id.clone();
     let report = fs.cluster_report().await?;
     let live = report.nodes.into_iter().filter(|node| node.state() == NodeState::Live && node.task_slots > 0);
@@ -39,8 +44,12 @@ pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared>
     if nodes.is_empty() {
         return Err(Error::new(ErrorCode::NoTargets, "no live datanode runs tasks"));
     }
-    let bytes: u64 = splits.iter().map(|planned| planned.split.length).sum();
     let slots: u64 = nodes.iter().map(|node| u64::from(node.slots)).sum();
+    if let InputFormat::Generated { records, tasks } = format {
+        let tasks = if tasks == 0 { u32::try_from(slots).unwrap_or(u32::MAX) } else { tasks };
+        splits = splits::generated_splits(records, tasks)?;
+    }
+    let bytes: u64 = splits.iter().map(|planned| planned.split.length).sum();
     let usual = bytes.div_ceil(BYTES_PER_REDUCER).clamp(1, slots.max(1)) as u32;
     // Lines found keep their order only if one reducer gets them all.
     let usual = if spec.kind == "grep" { 1 } else { usual };
@@ -149,6 +158,9 @@ fn why(locality: Option<Locality>, planned: Option<&PlannedSplit>, node: &NodeIn
         Some(Locality::Node) => format!("holds one of the block's {replicas} replicas and has a free slot"),
         Some(Locality::Rack) => {
             format!("the nodes with the block are busy; {} is in the rack {} of a replica", node.host, node.rack)
+        }
+        Some(Locality::Remote) if planned.is_some_and(|planned| planned.split.path.is_empty()) => {
+            "a free slot; it reads no file".into()
         }
         Some(Locality::Remote) if replicas == 0 => "no node holds the block now; a free slot".into(),
         Some(Locality::Remote) => "the nodes and racks with the block are busy; a free slot".into(),

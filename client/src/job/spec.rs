@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::mapreduce::builtin::{self, property};
+use crate::mapreduce::{InputFormat, Program};
 
 /// Default memory limit of a task.
 pub const DEFAULT_TASK_MEMORY: u64 = 256 << 20;
@@ -77,8 +78,15 @@ impl JobSpec {
     /// Checks what can be checked without a cluster.
     pub fn validate(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::new(ErrorCode::InvalidArgument, text));
-        if self.inputs.is_empty() {
-            return refuse("a job needs at least one input".into());
+        let format = self.program()?.input();
+        let generated = matches!(format, InputFormat::Generated { .. });
+        if self.inputs.is_empty() != generated {
+            let text = if generated {
+                "a job that generates its records takes no input"
+            } else {
+                "a job needs at least one input"
+            };
+            return refuse(text.into());
         }
         if let Some(reducers) = self.reducers.filter(|reducers| *reducers > MAX_PARTITIONS) {
             return refuse(format!("{reducers} reducers are more than {MAX_PARTITIONS}"));
@@ -93,7 +101,12 @@ impl JobSpec {
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
         }
-        builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1)).map(drop)
+        Ok(())
+    }
+
+    /// The program, as the tasks will make it.
+    pub(super) fn program(&self) -> Result<Box<dyn Program>> {
+        builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1))
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use cairn_common::durable::{Fs, OpenMode};
 use cairn_proto::mapoutput::PartitionEntry;
-use cairn_proto::{Error, Result};
+use cairn_proto::{Error, ErrorCode, Result};
 
-use super::merge::Merger;
+use super::merge::{Merger, Values};
+use super::output::{NamedOutput, WrittenFile};
 use super::run::{RunBytes, RunReader, RunWriter, read_index};
 use super::sort::SortBuffer;
 use super::table::CountTable;
-use super::{Combine, Combiner, Counters, Output, Shares, counter, encode_count};
+use super::{Combine, Combiner, Counters, Output, Partitioner, Program, Shares, UserCounters, counter, encode_count};
 
 /// Gathers what one map task emits.
 pub struct Collector {
@@ -25,6 +26,7 @@ pub struct Collector {
     spills: Vec<PathBuf>,
     spilled_runs: u64,
     spilled_bytes: u64,
+    user: UserCounters,
 }
 
 enum Gather {
@@ -52,46 +54,89 @@ impl Disk {
 pub struct Collected {
     /// Its partitions; empty in a job without reducers.
     pub partitions: Vec<PartitionEntry>,
+    /// Files of the job's output; empty in a job with reducers.
+    pub files: Vec<WrittenFile>,
     /// Counters of the collecting side.
     pub counters: Counters,
 }
 
+/// Adds up counts where no table does.
+struct Adding;
+
+impl Combiner for Adding {
+    fn combine(
+        &mut self,
+        _key: &[u8],
+        values: &mut Values<'_>,
+        emit: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        emit(encode_count(values.sum()?, &mut [0; 10]))
+    }
+}
+
 impl Collector {
-    /// Collects for `partitions` reducers, spilling into the folder `dir`.
-    pub fn new(partitions: u32, combine: Combine, shares: &Shares, fs: Arc<dyn Fs>, dir: &Path) -> Self {
+    /// Collects for `partitions` reducers of `program`, spilling into the folder `dir`.
+    pub fn new(
+        program: &dyn Program,
+        partitions: u32,
+        shares: &Shares,
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        user: UserCounters,
+    ) -> Result<Self> {
+        let (combine, partitioner) = (program.combine(), program.partitioner()?);
         let sums = matches!(combine, Combine::Sum);
-        let (gather, combiner) = match combine {
-            Combine::Sum => (Gather::Sum(CountTable::new(partitions, shares.collect)), None),
-            Combine::Never => (Gather::Sort(SortBuffer::new(partitions, shares.collect)), None),
-            Combine::With(combiner) => (Gather::Sort(SortBuffer::new(partitions, shares.collect)), Some(combiner)),
+        // The table's sub-tables are slices of the hash of the whole key.
+        let (gather, combiner): (_, Option<Box<dyn Combiner>>) = match (combine, partitioner) {
+            (Combine::Sum, Partitioner::Hash) => (Gather::Sum(CountTable::new(partitions, shares.collect)), None),
+            (combine, partitioner) => {
+                let combiner: Option<Box<dyn Combiner>> = match combine {
+                    Combine::Sum => Some(Box::new(Adding)),
+                    Combine::With(combiner) => Some(combiner),
+                    Combine::Never => None,
+                };
+                (Gather::Sort(SortBuffer::new(partitions, partitioner, shares.collect)), combiner)
+            }
         };
         let disk = Disk { fs, dir: dir.to_owned(), merge_ways: shares.merge_ways.max(2), files: 0 };
+        Ok(Self { combiner, sums, ..Self::empty(gather, partitions, disk, user) })
+    }
+
+    /// Hands every record straight to `output`.
+    pub fn direct(output: Output, fs: Arc<dyn Fs>, dir: &Path, user: UserCounters) -> Self {
+        let disk = Disk { fs, dir: dir.to_owned(), merge_ways: 2, files: 0 };
+        Self::empty(Gather::Direct(output), 0, disk, user)
+    }
+
+    fn empty(gather: Gather, partitions: u32, disk: Disk, user: UserCounters) -> Self {
         Self {
             gather,
-            combiner,
-            sums,
+            combiner: None,
+            sums: false,
             partitions,
             disk,
             emitted: 0,
             spills: Vec::new(),
             spilled_runs: 0,
             spilled_bytes: 0,
+            user,
         }
     }
 
-    /// Hands every record straight to `output`.
-    pub fn direct(output: Output, fs: Arc<dyn Fs>, dir: &Path) -> Self {
-        let disk = Disk { fs, dir: dir.to_owned(), merge_ways: 2, files: 0 };
-        Self {
-            gather: Gather::Direct(output),
-            combiner: None,
-            sums: false,
-            partitions: 0,
-            disk,
-            emitted: 0,
-            spills: Vec::new(),
-            spilled_runs: 0,
-            spilled_bytes: 0,
+    /// Adds to a counter of the program's own.
+    pub fn count(&self, name: &str, by: u64) {
+        self.user.count(name, by);
+    }
+
+    /// A further output of the job ([`Output::named`]). Only in a job without reducers: what its maps emit is the output.
+    pub fn named(&mut self, name: &str) -> Result<NamedOutput<'_>> {
+        match &mut self.gather {
+            Gather::Direct(output) => output.named(name),
+            _ => {
+                let text =
+                    format!("a map cannot write the output {name:?}: in a job with reducers only they write output");
+                Err(Error::new(ErrorCode::InvalidArgument, text))
+            }
         }
     }
 
@@ -168,18 +213,17 @@ impl Collector {
     pub fn finish(mut self, path: &Path) -> Result<Collected> {
         let mut counters = Counters::default();
         if let Gather::Direct(output) = self.gather {
-            let (records, bytes) = output.finish()?;
+            let (files, written) = output.finish()?;
+            counters.merge(&written);
             counters.add(counter::RECORDS_MAP_OUT, self.emitted);
-            counters.add(counter::RECORDS_OUT, records);
-            counters.add(counter::OUTPUT_BYTES, bytes);
-            return Ok(Collected { partitions: Vec::new(), counters });
+            return Ok(Collected { partitions: Vec::new(), files, counters });
         }
         let (records, partitions) = if self.spills.is_empty() {
             self.write_gathered(path)?
         } else {
             self.spill()?;
             // The memory that gathered is free for merging.
-            self.gather = Gather::Sort(SortBuffer::new(self.partitions, 0));
+            self.gather = Gather::Sort(SortBuffer::new(self.partitions, Partitioner::Hash, 0));
             while self.spills.len() > self.disk.merge_ways {
                 let some: Vec<PathBuf> = self.spills.drain(..self.disk.merge_ways).collect();
                 let target = self.disk.next();
@@ -194,7 +238,7 @@ impl Collector {
         counters.add(counter::SPILLS, self.spilled_runs);
         counters.add(counter::SPILLED_BYTES, self.spilled_bytes);
         counters.add(counter::MAP_OUTPUT_BYTES, partitions.iter().map(|entry| entry.stored).sum());
-        Ok(Collected { partitions, counters })
+        Ok(Collected { partitions, files: Vec::new(), counters })
     }
 
     /// Merges spilled files, partition by partition, and removes them.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_common::durable::{Fs, OpenMode, SystemFs};
@@ -10,9 +10,11 @@ use cairn_proto::{Result, pb};
 use proptest::prelude::*;
 
 use super::builtin;
+use super::input::{BatchReader, Feed};
+use super::output::OutputNames;
+use super::output::tests::MemorySink;
 use super::reduce::{Scratch, Segment};
 use super::run::{RunBytes, RunReader, read_index};
-use super::text::{Feed, SplitReader};
 use super::*;
 
 struct Once(Option<Bytes>);
@@ -26,22 +28,17 @@ impl Feed for Once {
 /// Runs one map over the whole of `text` and returns its counters.
 fn map(program: &dyn Program, text: &[u8], reducers: u32, shares: &Shares, dir: &Path, output: &Path) -> Counters {
     let split = pb::Split { length: text.len() as u64, ..Default::default() };
-    let mut reader = SplitReader::new(&split, program.delimiter(), Once(Some(Bytes::copy_from_slice(text))));
-    let mut out = Collector::new(reducers, program.combine(), shares, Arc::new(SystemFs), dir);
-    let mut mapper = program.mapper().unwrap();
+    let feed = Once(Some(Bytes::copy_from_slice(text)));
+    let mut reader = BatchReader::new(&split, program.input(), 1 << 20, feed).unwrap();
+    let task = TaskContext::default();
+    let user = task.user_counters.clone();
+    let mut out = Collector::new(program, reducers, shares, Arc::new(SystemFs), dir, user).unwrap();
+    let mut mapper = program.mapper(&task).unwrap();
     while let Some(batch) = reader.next().unwrap() {
         mapper.map_batch(&batch, &mut out).unwrap();
     }
     mapper.finish(&mut out).unwrap();
     out.finish(output).unwrap().counters
-}
-
-fn sink(into: &Arc<Mutex<Vec<u8>>>) -> Output {
-    let into = Arc::clone(into);
-    Output::new(Box::new(move |piece| {
-        into.lock().unwrap().extend_from_slice(&piece);
-        Ok(())
-    }))
 }
 
 /// Maps each text, reduces each partition, and returns the parts.
@@ -73,11 +70,15 @@ fn job(program: &dyn Program, texts: &[Vec<u8>], reducers: u32, shares: &Shares)
             SystemFs.open(&path, OpenMode::Create).unwrap().write_all_at(&bytes, 0).unwrap();
             Segment::File(path)
         });
-        let text = Arc::new(Mutex::new(Vec::new()));
+        let sink = MemorySink::default();
+        let names = OutputNames::default();
+        let out = Output::new(Box::new(sink.clone()), program.output(), names, UserCounters::default()).unwrap();
         let scratch = Scratch { fs: Arc::new(SystemFs), dir: work.clone() };
-        counters.merge(&reduce::run(program, segments.collect(), shares, &scratch, sink(&text)).unwrap());
+        let task = TaskContext::default();
+        let reduced = reduce::run(program, &task, segments.collect(), shares, &scratch, out).unwrap();
+        counters.merge(&reduced.counters);
         assert!(SystemFs.read_dir(&work).unwrap().is_empty(), "files are left");
-        parts.push(std::mem::take(&mut *text.lock().unwrap()));
+        parts.push(sink.bytes(0));
     }
     (parts, counters)
 }
@@ -134,7 +135,7 @@ proptest! {
         collect in prop::sample::select(vec![1u64 << 10, 16 << 10, 64 << 20]),
         merge_ways in 2usize..5,
     ) {
-        let shares = Shares { collect, fetched: 0, merge_ways };
+        let shares = Shares { collect, fetched: 0, program: 0, merge_ways };
         let program = wordcount::WordCount { combine };
         let (parts, counters) = job(&program, &texts, reducers, &shares);
         let want = naive(&texts);
@@ -152,7 +153,7 @@ fn spills_work_beyond_memory_and_are_counted() {
         text.extend_from_slice(format!("w{} long-word-beyond-sixteen-bytes-{}\n", i % 7_000, i % 9_000).as_bytes());
     }
     let texts = [text];
-    let shares = Shares { collect: 300 << 10, fetched: 0, merge_ways: 3 };
+    let shares = Shares { collect: 300 << 10, fetched: 0, program: 0, merge_ways: 3 };
     for combine in [true, false] {
         let (parts, counters) = job(&wordcount::WordCount { combine }, &texts, 3, &shares);
         check_parts(&parts, &naive(&texts));
@@ -180,17 +181,17 @@ impl Combiner for Adding {
 struct WithCombiner(wordcount::WordCount);
 
 impl Program for WithCombiner {
-    fn delimiter(&self) -> Delimiter {
-        self.0.delimiter()
+    fn input(&self) -> InputFormat {
+        self.0.input()
     }
-    fn mapper(&self) -> Result<Box<dyn Mapper>> {
-        self.0.mapper()
+    fn mapper(&self, task: &TaskContext) -> Result<Box<dyn Mapper>> {
+        self.0.mapper(task)
     }
     fn combine(&self) -> Combine {
         Combine::With(Box::new(Adding))
     }
-    fn reducer(&self) -> Result<Box<dyn Reducer>> {
-        self.0.reducer()
+    fn reducer(&self, task: &TaskContext) -> Result<Box<dyn Reducer>> {
+        self.0.reducer(task)
     }
 }
 
@@ -198,7 +199,7 @@ impl Program for WithCombiner {
 fn a_combiner_of_ones_own_gives_the_same() {
     let text: Vec<u8> = (0..20_000u32).flat_map(|i| format!("k{} ", i % 1_000).into_bytes()).collect();
     let program = WithCombiner(wordcount::WordCount { combine: true });
-    let shares = Shares { collect: 100 << 10, fetched: 0, merge_ways: 2 };
+    let shares = Shares { collect: 100 << 10, fetched: 0, program: 0, merge_ways: 2 };
     let (parts, counters) = job(&program, std::slice::from_ref(&text), 2, &shares);
     check_parts(&parts, &naive(&[text]));
     assert_eq!(counters.get(counter::RECORDS_COMBINE_OUT), 1_000);
@@ -207,7 +208,7 @@ fn a_combiner_of_ones_own_gives_the_same() {
 #[test]
 fn grep_keeps_the_order_of_the_input_and_counts() {
     let text = b"Error: one\nfine\nerror: two\nError: one\nlast error".to_vec();
-    let shares = Shares { collect: 60, fetched: 0, merge_ways: 2 };
+    let shares = Shares { collect: 60, fetched: 0, program: 0, merge_ways: 2 };
     let program = |properties: &[(&str, &str)]| {
         let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         builtin::program("grep", &properties, 1).unwrap()
@@ -238,5 +239,78 @@ fn an_altered_segment_is_noticed() {
             Err(error) => Some(Err(error)),
         });
         assert!(result.take(100).any(|step| step.is_err()), "byte {at}");
+    }
+}
+
+/// Fields "key.second value": grouped by the key, values in the order of the second, in key ranges.
+struct Secondary {
+    sums: bool,
+}
+
+struct Split;
+
+impl Mapper for Split {
+    fn map(&mut self, record: Record<'_>, out: &mut Collector) -> Result<()> {
+        out.count("mapped", 1);
+        out.emit(record.key, record.bytes)
+    }
+}
+
+struct Show;
+
+impl Reducer for Show {
+    fn reduce(&mut self, key: &[u8], values: &mut Values<'_>, out: &mut Output) -> Result<()> {
+        let mut line = key[..1].to_vec();
+        assert!(values.key().is_empty());
+        while let Some(value) = values.next()?.map(<[u8]>::to_vec) {
+            line.push(b' ');
+            line.extend_from_slice(&values.key()[2..]);
+            line.push(b'=');
+            line.extend_from_slice(&value);
+        }
+        out.line(&line)
+    }
+}
+
+impl Program for Secondary {
+    fn input(&self) -> InputFormat {
+        InputFormat::KeyValueText { separator: b' ' }
+    }
+    fn mapper(&self, _task: &TaskContext) -> Result<Box<dyn Mapper>> {
+        Ok(Box::new(Split))
+    }
+    fn combine(&self) -> Combine {
+        if self.sums { Combine::Sum } else { Combine::Never }
+    }
+    fn partitioner(&self) -> Result<Partitioner> {
+        Ok(Partitioner::Ranges(KeyRanges::new(vec![b"b".to_vec()])?))
+    }
+    fn grouping(&self) -> Grouping {
+        Grouping::Prefix(KeyPrefix::Fields { separator: b'.', count: 1 })
+    }
+    fn reducer(&self, _task: &TaskContext) -> Result<Box<dyn Reducer>> {
+        Ok(Box::new(Show))
+    }
+}
+
+#[test]
+fn a_group_by_prefix_comes_in_the_order_of_whole_keys() {
+    let texts = [b"b.2 x\na.9 y\na.1 z\n".to_vec(), b"c.1 u\na.5 v\nb.1 w\n".to_vec()];
+    for collect in [1, 1 << 20] {
+        let shares = Shares { collect, fetched: 0, program: 0, merge_ways: 2 };
+        let (parts, _) = job(&Secondary { sums: false }, &texts, 2, &shares);
+        assert_eq!(parts, [b"a 1=z 5=v 9=y\n".to_vec(), b"b 1=w 2=x\nc 1=u\n".to_vec()]);
+    }
+}
+
+#[test]
+fn counts_add_up_where_keys_go_by_ranges() {
+    // The values are counts: one byte below 128 each.
+    let texts = [b"b.2 \x02\na.1 \x05\nb.2 \x03\n".to_vec(), b"b.2 \x04\na.3 \x01\n".to_vec()];
+    for collect in [1, 1 << 20] {
+        let shares = Shares { collect, fetched: 0, program: 0, merge_ways: 2 };
+        let (parts, counters) = job(&Secondary { sums: true }, &texts, 2, &shares);
+        assert_eq!(parts, [b"a 1=\x05 3=\x01\n".to_vec(), b"b 2=\x05 2=\x04\n".to_vec()]);
+        assert_eq!(counters.get(counter::RECORDS_COMBINE_OUT), 4);
     }
 }

@@ -3,7 +3,7 @@
 use cairn_proto::{Error, ErrorCode, Result};
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{Batch, Collector, Combine, Delimiter, Mapper, Output, Program, Record, Reducer, Values};
+use super::{Batch, Collector, Combine, Mapper, Output, Program, Record, Reducer, TaskContext, Values};
 
 /// Finds lines.
 pub struct Grep {
@@ -34,11 +34,7 @@ impl Grep {
 }
 
 impl Program for Grep {
-    fn delimiter(&self) -> Delimiter {
-        Delimiter::Newline
-    }
-
-    fn mapper(&self) -> Result<Box<dyn Mapper>> {
+    fn mapper(&self, _task: &TaskContext) -> Result<Box<dyn Mapper>> {
         Ok(Box::new(Lines { regex: self.regex.clone(), count: self.count, reducers: self.reducers }))
     }
 
@@ -46,7 +42,7 @@ impl Program for Grep {
         if self.count && self.combine { Combine::Sum } else { Combine::Never }
     }
 
-    fn reducer(&self) -> Result<Box<dyn Reducer>> {
+    fn reducer(&self, _task: &TaskContext) -> Result<Box<dyn Reducer>> {
         Ok(Box::new(Write { count: self.count }))
     }
 }

@@ -6,7 +6,7 @@ use cairn_proto::Result;
 
 use super::run::RunReader;
 use super::sort::Entry;
-use super::{Combiner, decode_count};
+use super::{Combiner, Grouping, decode_count};
 
 /// Merges runs; equal keys come in the order of their runs.
 ///
@@ -94,13 +94,27 @@ impl Merger {
     }
 
     /// Calls `each` with every key and its values. Values not taken are skipped.
-    pub fn groups(&mut self, mut each: impl FnMut(&[u8], &mut Values<'_>) -> Result<()>) -> Result<()> {
+    pub fn groups(&mut self, each: impl FnMut(&[u8], &mut Values<'_>) -> Result<()>) -> Result<()> {
+        self.groups_by(&Grouping::WholeKey, each)
+    }
+
+    /// Calls `each` with every first key of a group and the values of that group. Values not taken are skipped.
+    pub fn groups_by(
+        &mut self,
+        grouping: &Grouping,
+        mut each: impl FnMut(&[u8], &mut Values<'_>) -> Result<()>,
+    ) -> Result<()> {
         let mut key = Vec::new();
         while let Some(record) = self.peek() {
             key.clear();
             key.extend_from_slice(record.key());
             let prefix = record.prefix();
-            let mut values = Values { source: ValueSource::Merge { merger: self, key: &key, prefix, taken: false } };
+            let group = grouping.of(&key);
+            let source = match grouping {
+                Grouping::WholeKey => ValueSource::Merge { merger: self, key: group, prefix, taken: false },
+                Grouping::Prefix(_) => ValueSource::Group { merger: self, group, grouping, taken: false },
+            };
+            let mut values = Values { source };
             each(&key, &mut values)?;
             while values.next()?.is_some() {}
         }
@@ -142,13 +156,15 @@ pub struct Values<'a> {
 enum ValueSource<'a> {
     /// What follows on top of a merge. `taken`: the record on top was handed out.
     Merge { merger: &'a mut Merger, key: &'a [u8], prefix: u64, taken: bool },
-    /// Records of a sort buffer.
-    Memory { records: &'a [Entry], arena: &'a [u8] },
+    /// The same where keys differ within the group.
+    Group { merger: &'a mut Merger, group: &'a [u8], grouping: &'a Grouping, taken: bool },
+    /// Records of a sort buffer. `last`: the record that was handed out.
+    Memory { records: &'a [Entry], last: Option<Entry>, arena: &'a [u8] },
 }
 
 impl<'a> Values<'a> {
     pub(crate) fn in_memory(records: &'a [Entry], arena: &'a [u8]) -> Self {
-        Self { source: ValueSource::Memory { records, arena } }
+        Self { source: ValueSource::Memory { records, last: None, arena } }
     }
 
     /// The next value; valid until the next call.
@@ -167,11 +183,35 @@ impl<'a> Values<'a> {
                     _ => Ok(None),
                 }
             }
-            ValueSource::Memory { records, arena } => {
+            ValueSource::Group { merger, group, grouping, taken } => {
+                if std::mem::take(taken) {
+                    merger.advance()?;
+                }
+                match merger.peek() {
+                    Some(record) if grouping.of(record.key()) == *group => {
+                        *taken = true;
+                        Ok(Some(record.value()))
+                    }
+                    _ => Ok(None),
+                }
+            }
+            ValueSource::Memory { records, last, arena } => {
                 let Some((first, rest)) = records.split_first() else { return Ok(None) };
-                *records = rest;
+                (*records, *last) = (rest, Some(*first));
                 Ok(Some(first.value(arena)))
             }
+        }
+    }
+
+    /// The whole key of the value that [`Self::next`] gave last; before the first and after the last one it is empty. It differs from value to value
+    /// where [`super::Program::grouping`] groups by a prefix.
+    pub fn key(&self) -> &[u8] {
+        match &self.source {
+            ValueSource::Merge { merger, taken: true, .. } | ValueSource::Group { merger, taken: true, .. } => {
+                merger.peek().map_or(&[], RunReader::key)
+            }
+            ValueSource::Memory { last: Some(entry), arena, .. } => entry.key(arena),
+            _ => &[],
         }
     }
 

@@ -1,13 +1,14 @@
 //! Batch programs over records: what a map and a reduce are, and the machinery between them.
 //!
 //! # Overview
-//! A [`Program`] makes [`Mapper`]s and [`Reducer`]s. A map task cuts its part of a file into batches of whole records ([`text`]), hands them to
+//! A [`Program`] makes [`Mapper`]s and [`Reducer`]s. A map task cuts its part of a file into batches of whole records ([`input`]), hands them to
 //! the mapper, and gathers what it emits in a [`Collector`]: a hash table where values are only added up ([`table`]), else a sort buffer
 //! ([`sort`]); both have a bound, beyond which they spill sorted runs to disk ([`run`]). The spills are merged ([`merge`]) into one file of sorted
 //! partitions, the map output, whose format is [`cairn_proto::mapoutput`]. A reduce task merges its partition of all maps and hands each
 //! key with its values to the reducer ([`reduce`]).
 //!
-//! Everything here is synchronous and does no network: it runs on a thread of its own in a worker process, fed through channels.
+//! Everything here is synchronous and does no network (but for programs that ask for [`TaskContext::files`]): it runs on a thread of its own in a
+//! worker process, fed through channels.
 //!
 //! # Memory
 //! Each part is told its share in bytes ([`Shares`]) and accounts for what it allocates; nothing grows with the input.
@@ -16,9 +17,14 @@ pub mod builtin;
 pub mod collect;
 #[cfg(test)]
 mod collect_tests;
+mod context;
+mod counters;
+mod format;
 pub mod grep;
+pub mod input;
 pub mod merge;
 pub mod output;
+mod partition;
 pub mod reduce;
 pub mod run;
 pub mod sort;
@@ -26,24 +32,46 @@ pub mod table;
 pub mod text;
 pub mod wordcount;
 
-use std::collections::BTreeMap;
-
 pub use cairn_proto::{Error, ErrorCode, Result};
 pub use collect::Collector;
+pub use context::{BlockingReader, BlockingWriter, TaskContext, TaskFiles, TaskInput, TaskKind};
+pub use counters::{Counters, USER_PREFIX, UserCounter, UserCounters};
+pub use format::{InputFormat, Layout, OutputFormat};
+pub use input::Batch;
 pub use merge::Values;
-pub use output::Output;
-pub use text::{Batch, Delimiter};
+pub use output::{NamedOutput, Output};
+pub(crate) use partition::partition_of;
+pub use partition::{ChooseReducer, Grouping, KeyPrefix, KeyRanges, Partitioner, PrefixLength};
 
 /// One job's program: makes the parts that tasks run.
+///
+/// Keys are ordered by their bytes, always: no comparator runs per record, and an encoding that preserves the order of what it encodes gives any other
+/// order (descending: the complement of the bytes).
 pub trait Program: Send + Sync {
-    /// What separates the records of its input.
-    fn delimiter(&self) -> Delimiter;
-    /// A mapper for one task.
-    fn mapper(&self) -> Result<Box<dyn Mapper>>;
+    /// What the records of its input are.
+    fn input(&self) -> InputFormat {
+        InputFormat::Lines
+    }
+    /// A mapper for one task. What fails here fails the attempt.
+    fn mapper(&self, task: &TaskContext) -> Result<Box<dyn Mapper>>;
     /// How values of equal keys may be joined before they leave the map task.
-    fn combine(&self) -> Combine;
+    fn combine(&self) -> Combine {
+        Combine::Never
+    }
+    /// Which reducer a key goes to.
+    fn partitioner(&self) -> Result<Partitioner> {
+        Ok(Partitioner::Hash)
+    }
+    /// Which keys one call of a reducer sees.
+    fn grouping(&self) -> Grouping {
+        Grouping::WholeKey
+    }
     /// A reducer for one task. Not asked for in a job without reducers.
-    fn reducer(&self) -> Result<Box<dyn Reducer>>;
+    fn reducer(&self, task: &TaskContext) -> Result<Box<dyn Reducer>>;
+    /// What the files of its output look like.
+    fn output(&self) -> OutputFormat {
+        OutputFormat::TEXT
+    }
 }
 
 /// One record of the input.
@@ -51,22 +79,24 @@ pub trait Program: Send + Sync {
 pub struct Record<'a> {
     /// Position of its file among the job's inputs.
     pub file_index: u32,
-    /// Where it starts in the file.
+    /// Where it starts in the file; of a generated record its number.
     pub offset: u64,
-    /// Its bytes, without the delimiter.
+    /// Its key in a format that has keys, else empty.
+    pub key: &'a [u8],
+    /// Its bytes (its value, in a format that has keys), without the delimiter.
     pub bytes: &'a [u8],
 }
 
-/// Turns records into keys with values.
+/// Turns records into keys with values. A mapper is made before its task's first record ([`Program::mapper`]: set-up belongs there).
 pub trait Mapper: Send {
-    /// Takes one record.
+    /// Takes one record. An error fails the attempt; it need not name the record.
     fn map(&mut self, record: Record<'_>, out: &mut Collector) -> Result<()>;
 
     /// Takes a batch of whole records and returns how many they were. Worth writing by hand where a call per record costs too much.
     fn map_batch(&mut self, batch: &Batch, out: &mut Collector) -> Result<u64> {
         let mut count = 0;
         for record in batch.records() {
-            self.map(record, out)?;
+            self.map(record, out).map_err(|error| at_record(error, batch, record.offset))?;
             count += 1;
         }
         Ok(count)
@@ -78,9 +108,21 @@ pub trait Mapper: Send {
     }
 }
 
-/// Turns a key and all its values into output.
+/// Says which record a mapper failed on.
+#[cold]
+pub(crate) fn at_record(error: Error, batch: &Batch, offset: u64) -> Error {
+    let place = if batch.path.is_empty() {
+        format!("record {offset}")
+    } else {
+        format!("the record at byte {offset} of {}", batch.path)
+    };
+    Error::new(error.code(), format!("{}; it happened on {place}", error.message())).with_subject(&*batch.path)
+}
+
+/// Turns a key and all its values into output. A reducer is made before its task's first key ([`Program::reducer`]: set-up belongs there).
 pub trait Reducer: Send {
-    /// Takes one key; keys come in order of their bytes. Values that it does not ask for are skipped.
+    /// Takes one key (with a [`Grouping`] by prefix: the first whole key of the group); keys come in order of their bytes. Values that it does not ask
+    /// for are skipped.
     fn reduce(&mut self, key: &[u8], values: &mut Values<'_>, out: &mut Output) -> Result<()>;
 
     /// There is no further key.
@@ -104,51 +146,6 @@ pub enum Combine {
     Sum,
     /// By a combiner, whenever a sorted run is written.
     With(Box<dyn Combiner>),
-}
-
-/// What a task counted. The driver adds up the counters of accepted attempts, each once.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    values: BTreeMap<String, u64>,
-}
-
-impl Counters {
-    /// Adds to a counter.
-    pub fn add(&mut self, name: &str, by: u64) {
-        match self.values.get_mut(name) {
-            Some(value) => *value = value.saturating_add(by),
-            None => {
-                self.values.insert(name.to_owned(), by);
-            }
-        }
-    }
-
-    /// Adds all of another set.
-    pub fn merge(&mut self, other: &Self) {
-        for (name, by) in &other.values {
-            self.add(name, *by);
-        }
-    }
-
-    /// A counter; 0 if nothing was added.
-    pub fn get(&self, name: &str) -> u64 {
-        self.values.get(name).copied().unwrap_or(0)
-    }
-
-    /// All, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.values.iter().map(|(name, value)| (name.as_str(), *value))
-    }
-}
-
-impl<K: Into<String>> FromIterator<(K, u64)> for Counters {
-    fn from_iter<I: IntoIterator<Item = (K, u64)>>(pairs: I) -> Self {
-        let mut counters = Self::default();
-        for (name, value) in pairs {
-            counters.add(&name.into(), value);
-        }
-        counters
-    }
 }
 
 /// Names of the counters that every job has.
@@ -186,6 +183,8 @@ pub struct Shares {
     pub fetched: u64,
     /// Runs merged at once; each costs about two chunks. Larger: fewer passes.
     pub merge_ways: usize,
+    /// What the program may use for itself. Larger: larger tables in a map-side join.
+    pub program: u64,
 }
 
 impl Shares {
@@ -196,7 +195,18 @@ impl Shares {
             fetched: memory_limit / 5,
             // A quarter of the limit, at 384 KiB a run: raw chunk, stored chunk, decoder.
             merge_ways: (memory_limit / 4 / (384 << 10)).clamp(4, 128) as usize,
+            program: memory_limit / 8,
         }
+    }
+
+    /// What one record that is a whole file may take.
+    pub(crate) fn record(&self) -> u64 {
+        self.program.max(self.collect / 2)
+    }
+
+    /// The same for a map of a job without reducers: what would gather records is the program's.
+    pub fn of_map_only(memory_limit: u64) -> Self {
+        Self { collect: 0, fetched: 0, program: memory_limit / 5 * 3, ..Self::of(memory_limit) }
     }
 }
 
@@ -251,12 +261,6 @@ pub(crate) fn key_prefix(key: &[u8]) -> u64 {
     u64::from_be_bytes(head)
 }
 
-/// Which of `partitions` a key with this hash belongs to.
-#[inline]
-pub(crate) fn partition_of(hash: u64, partitions: u32) -> u32 {
-    (((hash >> 32) * u64::from(partitions)) >> 32) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,14 +274,5 @@ mod tests {
         assert!(decode_count(&[]).is_err());
         assert!(decode_count(&[0x80]).is_err());
         assert!(decode_count(&[1, 1]).is_err());
-    }
-
-    #[test]
-    fn counters_add_up() {
-        let mut all = Counters::default();
-        all.merge(&[("a", 1), ("b", 2)].into_iter().collect());
-        all.merge(&[("a", 5)].into_iter().collect());
-        assert_eq!(all.iter().collect::<Vec<_>>(), [("a", 6), ("b", 2)]);
-        assert_eq!(all.get("c"), 0);
     }
 }

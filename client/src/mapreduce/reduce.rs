@@ -8,8 +8,9 @@ use cairn_proto::mapoutput::PartitionEntry;
 use cairn_proto::{Error, Result};
 
 use super::merge::Merger;
+use super::output::WrittenFile;
 use super::run::{RunBytes, RunReader, RunWriter};
-use super::{Combine, Counters, Output, Program, Shares, counter, encode_count};
+use super::{Combine, Counters, Output, Program, Shares, TaskContext, counter, encode_count};
 
 /// One map's contribution, as it was fetched.
 pub enum Segment {
@@ -27,14 +28,23 @@ pub struct Scratch {
     pub dir: PathBuf,
 }
 
+/// What a finished reduce left.
+pub struct Reduced {
+    /// Files of the job's output.
+    pub files: Vec<WrittenFile>,
+    /// Counters of the reducing side.
+    pub counters: Counters,
+}
+
 /// Reduces one partition.
 pub fn run(
     program: &dyn Program,
+    task: &TaskContext,
     segments: Vec<Segment>,
     shares: &Shares,
     scratch: &Scratch,
     mut out: Output,
-) -> Result<Counters> {
+) -> Result<Reduced> {
     let mut counters = Counters::default();
     let mut runs = Vec::with_capacity(segments.len());
     for segment in segments {
@@ -51,18 +61,17 @@ pub fn run(
         counters.add(counter::SPILLED_BYTES, entry.stored);
         runs.push(open_file(&path, scratch, Some(&entry))?);
     }
-    let mut reducer = program.reducer()?;
+    let mut reducer = program.reducer(task)?;
     let mut groups = 0;
-    Merger::new(runs)?.groups(|key, values| {
+    Merger::new(runs)?.groups_by(&program.grouping(), |key, values| {
         groups += 1;
         reducer.reduce(key, values, &mut out)
     })?;
     reducer.finish(&mut out)?;
-    let (records, bytes) = out.finish()?;
+    let (files, written) = out.finish()?;
+    counters.merge(&written);
     counters.add(counter::REDUCE_GROUPS, groups);
-    counters.add(counter::RECORDS_OUT, records);
-    counters.add(counter::OUTPUT_BYTES, bytes);
-    Ok(counters)
+    Ok(Reduced { files, counters })
 }
 
 fn open(segment: Segment, scratch: &Scratch) -> Result<RunReader> {

@@ -4,8 +4,7 @@ use cairn_proto::Result;
 
 use super::merge::Values;
 use super::run::{RunWriter, check_record};
-use super::table::hash_key;
-use super::{Combiner, key_prefix, partition_of};
+use super::{Combiner, Partitioner, key_prefix};
 
 /// Where a record lies in the arena: key, then value.
 #[derive(Clone, Copy)]
@@ -20,6 +19,7 @@ pub(crate) struct Entry {
 /// Records in the order in which they came, with a bound on their memory.
 pub struct SortBuffer {
     partitions: u32,
+    partitioner: Partitioner,
     arena: Vec<u8>,
     entries: Vec<Entry>,
     budget: usize,
@@ -27,10 +27,10 @@ pub struct SortBuffer {
 
 impl SortBuffer {
     /// A buffer for `partitions` that reports itself full at about `budget` bytes.
-    pub fn new(partitions: u32, budget: u64) -> Self {
+    pub fn new(partitions: u32, partitioner: Partitioner, budget: u64) -> Self {
         // Offsets are 32 bits.
         let budget = budget.min(1 << 31) as usize;
-        Self { partitions, arena: Vec::new(), entries: Vec::new(), budget }
+        Self { partitions, partitioner, arena: Vec::new(), entries: Vec::new(), budget }
     }
 
     /// Takes a record. True if the buffer is full and must be written.
@@ -38,7 +38,7 @@ impl SortBuffer {
         check_record(key.len() + value.len())?;
         self.entries.push(Entry {
             prefix: key_prefix(key),
-            partition: partition_of(hash_key(key), self.partitions),
+            partition: self.partitioner.partition(key, self.partitions)?,
             start: self.arena.len() as u32,
             key_len: key.len() as u32,
             value_len: value.len() as u32,
@@ -101,7 +101,7 @@ fn combine(mut records: &[Entry], arena: &[u8], combiner: &mut dyn Combiner, out
 
 impl Entry {
     #[inline]
-    fn key<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn key<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
         &arena[self.start as usize..][..self.key_len as usize]
     }
 

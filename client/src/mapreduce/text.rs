@@ -4,9 +4,13 @@
 //! begins one byte early and skips through the first delimiter it meets; every split ends after the first delimiter at or behind its last
 //! byte. Both rules name the same delimiter, so neighbours neither share nor lose a record.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cairn_proto::mapoutput::MAX_RECORD_BYTES;
 use cairn_proto::{Error, ErrorCode, Result, pb};
+
+use super::input::{Batch, Cut, Feed};
 
 /// What separates records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +36,7 @@ impl Delimiter {
         }
     }
 
-    fn first(self, bytes: &[u8]) -> Option<usize> {
+    pub(super) fn first(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Newline => memchr::memchr(b'\n', bytes),
             Self::WhiteSpace => bytes.iter().position(|byte| is_space(*byte)),
@@ -47,56 +51,12 @@ impl Delimiter {
     }
 }
 
-/// Whole records, one after the other, with their delimiters (the last record of a file may have none).
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The bytes as they are in the file.
-    pub bytes: Bytes,
-    /// Where they start in the file.
-    pub offset: u64,
-    /// Position of the file among the job's inputs.
-    pub file_index: u32,
-    delimiter: Delimiter,
-}
-
-impl Batch {
-    /// Its records. Empty lines are records, empty words are not.
-    pub fn records(&self) -> impl Iterator<Item = super::Record<'_>> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            loop {
-                let rest = &self.bytes[at..];
-                if rest.is_empty() {
-                    return None;
-                }
-                let end = self.delimiter.first(rest).unwrap_or(rest.len());
-                let record =
-                    super::Record { file_index: self.file_index, offset: self.offset + at as u64, bytes: &rest[..end] };
-                at += (end + 1).min(rest.len());
-                if !record.bytes.is_empty() || self.delimiter == Delimiter::Newline {
-                    return Some(record);
-                }
-            }
-        })
-    }
-}
-
-/// Where a split's bytes come from, in order, without gaps.
-pub trait Feed {
-    /// The next bytes; `None` at the end of the file.
-    fn next(&mut self) -> Result<Option<Bytes>>;
-}
-
-/// First byte that the feed of a split must deliver.
-pub fn feed_start(split: &pb::Split) -> u64 {
-    split.offset.saturating_sub(1)
-}
-
 /// Makes batches of one split.
 pub struct SplitReader<F> {
     feed: F,
     delimiter: Delimiter,
-    path: String,
+    cut: Cut,
+    path: Arc<str>,
     file_index: u32,
     /// First byte behind the split.
     end: u64,
@@ -117,15 +77,16 @@ enum State {
 }
 
 impl<F: Feed> SplitReader<F> {
-    /// Reads `split` from a feed that starts at [`feed_start`].
-    pub fn new(split: &pb::Split, delimiter: Delimiter, feed: F) -> Self {
+    /// Reads `split` from a feed that starts one byte before it (or at 0); its batches are `cut` into records.
+    pub(super) fn new(split: &pb::Split, delimiter: Delimiter, cut: Cut, feed: F) -> Self {
         Self {
             feed,
             delimiter,
-            path: split.path.clone(),
+            cut,
+            path: split.path.as_str().into(),
             file_index: split.file_index,
             end: split.offset + split.length,
-            position: feed_start(split),
+            position: split.offset.saturating_sub(1),
             state: match (split.length, split.offset) {
                 // No record starts in nothing.
                 (0, _) => State::Done,
@@ -139,7 +100,7 @@ impl<F: Feed> SplitReader<F> {
     }
 
     fn batch(&self, bytes: Bytes, offset: u64) -> Batch {
-        Batch { bytes, offset, file_index: self.file_index, delimiter: self.delimiter }
+        Batch { bytes, offset, file_index: self.file_index, path: Arc::clone(&self.path), cut: self.cut }
     }
 
     /// The next batch; `None` at the end of the split.
@@ -163,7 +124,7 @@ impl<F: Feed> SplitReader<F> {
             let offset = self.position;
             self.position += chunk.len() as u64;
             if let Some((chunk, offset)) = self.trim(chunk, offset)
-                && let Some(batch) = self.cut(chunk, offset)?
+                && let Some(batch) = self.cut_off(chunk, offset)?
             {
                 return Ok(Some(batch));
             }
@@ -193,7 +154,7 @@ impl<F: Feed> SplitReader<F> {
     }
 
     /// Splits off whole records; keeps the start of the last.
-    fn cut(&mut self, mut chunk: Bytes, mut offset: u64) -> Result<Option<Batch>> {
+    fn cut_off(&mut self, mut chunk: Bytes, mut offset: u64) -> Result<Option<Batch>> {
         let mut completed = None;
         if !self.carry.is_empty() {
             let Some(at) = self.delimiter.first(&chunk) else {
@@ -228,7 +189,7 @@ impl<F: Feed> SplitReader<F> {
             "{}: the {unit} that starts at byte {} is longer than the limit of {MAX_RECORD_BYTES} bytes",
             self.path, self.carry_offset
         );
-        Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(self.path.clone()))
+        Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(&*self.path))
     }
 }
 
@@ -252,8 +213,8 @@ mod tests {
 
     fn records(text: &[u8], from: usize, to: usize, delimiter: Delimiter, step: usize) -> Vec<(u64, Vec<u8>)> {
         let split = pb::Split { offset: from as u64, length: (to - from) as u64, ..Default::default() };
-        let feed = Pieces { rest: &text[feed_start(&split) as usize..], step };
-        let mut reader = SplitReader::new(&split, delimiter, feed);
+        let feed = Pieces { rest: &text[from.saturating_sub(1)..], step };
+        let mut reader = SplitReader::new(&split, delimiter, Cut::Delimiter(delimiter), feed);
         let mut out = Vec::new();
         while let Some(batch) = reader.next().unwrap() {
             assert_eq!(&text[batch.offset as usize..][..batch.bytes.len()], &batch.bytes[..]);
@@ -329,7 +290,8 @@ mod tests {
     fn a_line_beyond_the_limit_is_named() {
         let text = vec![b'x'; MAX_RECORD_BYTES + 10];
         let split = pb::Split { path: "/f".into(), length: text.len() as u64, ..Default::default() };
-        let mut reader = SplitReader::new(&split, Delimiter::Newline, Pieces { rest: &text, step: 1 << 20 });
+        let cut = Cut::Delimiter(Delimiter::Newline);
+        let mut reader = SplitReader::new(&split, Delimiter::Newline, cut, Pieces { rest: &text, step: 1 << 20 });
         let error = reader.next().unwrap_err();
         assert!(error.message().contains("/f: the line that starts at byte 0"), "{error}");
     }

@@ -3,7 +3,7 @@
 use cairn_proto::Result;
 
 use super::text::is_space;
-use super::{Batch, Collector, Combine, Delimiter, Mapper, Output, Program, Record, Reducer, Values};
+use super::{Batch, Collector, Combine, InputFormat, Mapper, Output, Program, Record, Reducer, TaskContext, Values};
 
 /// Counts words.
 pub struct WordCount {
@@ -12,11 +12,11 @@ pub struct WordCount {
 }
 
 impl Program for WordCount {
-    fn delimiter(&self) -> Delimiter {
-        Delimiter::WhiteSpace
+    fn input(&self) -> InputFormat {
+        InputFormat::Words
     }
 
-    fn mapper(&self) -> Result<Box<dyn Mapper>> {
+    fn mapper(&self, _task: &TaskContext) -> Result<Box<dyn Mapper>> {
         Ok(Box::new(Words { text: Vec::new() }))
     }
 
@@ -24,7 +24,7 @@ impl Program for WordCount {
         if self.combine { Combine::Sum } else { Combine::Never }
     }
 
-    fn reducer(&self) -> Result<Box<dyn Reducer>> {
+    fn reducer(&self, _task: &TaskContext) -> Result<Box<dyn Reducer>> {
         Ok(Box::new(Sum))
     }
 }

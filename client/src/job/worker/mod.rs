@@ -9,6 +9,7 @@
 //! A task's buffers are shares of the job's limit ([`Shares`]); readers and writers of files have fixed windows.
 
 mod map;
+mod output;
 mod reduce;
 mod shuffle;
 
@@ -20,7 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use cairn_common::net::read_message;
 use cairn_common::{Env, telemetry};
 use cairn_proto::pb::task_spec::Work;
@@ -28,10 +28,11 @@ use cairn_proto::pb::worker_order::Order;
 use cairn_proto::pb::worker_report::Report;
 use cairn_proto::{Error, ErrorCode, Result, dataplane, pb};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::OnceCell;
 
-use crate::fs::{ClientSettings, CreateOptions, FileSystem};
-use crate::mapreduce::{Counters, Output, Program, Shares, builtin};
+use crate::fs::{ClientSettings, FileSystem};
+use crate::mapreduce::output::WrittenFile;
+use crate::mapreduce::{Counters, Program, Shares, TaskContext, TaskFiles, TaskKind, UserCounters, builtin};
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -111,6 +112,7 @@ impl Reports {
 struct Context {
     env: Env,
     job: pb::JobDescription,
+    properties: Arc<BTreeMap<String, String>>,
     place: pb::WorkerJob,
     program: Arc<dyn Program>,
     shares: Shares,
@@ -123,7 +125,38 @@ impl Context {
         let properties: BTreeMap<String, String> = job.properties.clone().into_iter().collect();
         let program = builtin::program(&job.kind, &properties, job.reducers)?;
         let shares = Shares::of(job.memory_limit);
-        Ok(Self { env: Env::system(), program: program.into(), shares, place, job, files: OnceCell::new() })
+        Ok(Self {
+            env: Env::system(),
+            program: program.into(),
+            properties: Arc::new(properties),
+            shares,
+            place,
+            job,
+            files: OnceCell::new(),
+        })
+    }
+
+    /// What the program gets to know of a task.
+    async fn task_context(&self, task: &Task, shares: &Shares) -> Result<TaskContext> {
+        let reduce = task.id.kind() == pb::TaskKind::Reduce;
+        Ok(TaskContext {
+            job_id: self.job.job_id.clone(),
+            user: self.job.user.clone(),
+            kind: if reduce { TaskKind::Reduce } else { TaskKind::Map },
+            index: task.id.index,
+            attempt: task.id.attempt,
+            maps: self.job.maps,
+            reducers: self.job.reducers,
+            node: self.place.node_id.clone(),
+            properties: Arc::clone(&self.properties),
+            input: None,
+            work_dir: task.work_dir.clone(),
+            cache_files: Arc::default(),
+            memory_limit: self.job.memory_limit,
+            program_memory: shares.program,
+            user_counters: task.user.clone(),
+            files: Some(TaskFiles::new(self.files().await?.clone())),
+        })
     }
 
     async fn files(&self) -> Result<&FileSystem> {
@@ -151,46 +184,6 @@ impl Context {
             ..Default::default()
         }
     }
-
-    /// Runs `compute` on a thread with an [`Output`] whose text becomes the file at `path`; the file is complete when this returns.
-    async fn with_output<R: Send + 'static>(
-        &self,
-        path: &str,
-        compute: impl FnOnce(Output) -> Result<R> + Send + 'static,
-    ) -> Result<R> {
-        let options = CreateOptions {
-            overwrite: true,
-            replication: self.job.output_replication,
-            block_size: self.job.output_block_size,
-            ..CreateOptions::default()
-        };
-        let mut writer = self.files().await?.create(path, options).await?;
-        let (pieces, mut text) = mpsc::channel::<Bytes>(PIECES);
-        let gone = || Error::new(ErrorCode::Io, "the output file cannot be written");
-        let output = Output::new(Box::new(move |piece| pieces.blocking_send(piece).map_err(|_| gone())));
-        let computed = self.env.work.io(move || compute(output));
-        let written = async {
-            while let Some(piece) = text.recv().await {
-                if let Err(error) = writer.write_bytes(piece).await {
-                    // The computation must not wait for a reader that has gone.
-                    text.close();
-                    while text.recv().await.is_some() {}
-                    return Err((writer, error));
-                }
-            }
-            Ok(writer)
-        };
-        // Both come to their ends; the writer's error is the cause of the computation's.
-        let (written, computed) = tokio::join!(written, computed);
-        match (written, computed) {
-            (Ok(writer), Ok(result)) => writer.close().await.map(|_| result),
-            (Err((writer, error)), _) | (Ok(writer), Err(error)) => {
-                // What cannot be removed now goes with the staging folder.
-                let _ = writer.abort().await;
-                Err(error)
-            }
-        }
-    }
 }
 
 /// How far the running task is; written by the computing thread, told by another.
@@ -207,6 +200,7 @@ struct Task {
     work_dir: PathBuf,
     map_output: PathBuf,
     progress: Arc<Progress>,
+    user: UserCounters,
 }
 
 /// What a task that ended badly reports.
@@ -224,19 +218,23 @@ impl From<Error> for Failed {
 async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &Reports) -> Report {
     let progress = Arc::new(Progress::default());
     let clock = context.env.clock.clone();
-    let mut running = tokio::spawn(run(context, order, Arc::clone(&progress)));
-    let mut told = 0;
+    let user = UserCounters::default();
+    let mut running = tokio::spawn(run(context, order, Arc::clone(&progress), user.clone()));
+    let mut told = pb::TaskProgress::default();
     let ended = loop {
         tokio::select! {
             biased;
             ended = &mut running => break ended,
             () = clock.sleep(PROGRESS) => {
-                let now = progress.bytes.load(Ordering::Relaxed);
+                let now = pb::TaskProgress {
+                    bytes: progress.bytes.load(Ordering::Relaxed),
+                    records: progress.records.load(Ordering::Relaxed),
+                    status: user.status(),
+                };
                 if now != told {
-                    told = now;
-                    let records = progress.records.load(Ordering::Relaxed);
+                    told = now.clone();
                     // If nobody listens, this process is about to be ended.
-                    let _ = reports.send(Report::Progress(pb::TaskProgress { bytes: now, records }));
+                    let _ = reports.send(Report::Progress(now));
                 }
             }
         }
@@ -250,7 +248,12 @@ async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &R
     Report::Failure(pb::TaskFailure { error: Some(failed.error.to_wire()), lost: failed.lost, ..Default::default() })
 }
 
-async fn run(context: Arc<Context>, order: pb::WorkerTask, progress: Arc<Progress>) -> Result<pb::TaskSuccess, Failed> {
+async fn run(
+    context: Arc<Context>,
+    order: pb::WorkerTask,
+    progress: Arc<Progress>,
+    user: UserCounters,
+) -> Result<pb::TaskSuccess, Failed> {
     let spec = order.task.unwrap_or_default();
     let task = Task {
         id: spec.id.unwrap_or_default(),
@@ -258,6 +261,7 @@ async fn run(context: Arc<Context>, order: pb::WorkerTask, progress: Arc<Progres
         work_dir: PathBuf::from(order.work_dir),
         map_output: PathBuf::from(order.map_output),
         progress,
+        user,
     };
     match spec.work {
         Some(Work::Map(map)) => Ok(map::run(&context, task, map.split.unwrap_or_default()).await?),
@@ -266,12 +270,20 @@ async fn run(context: Arc<Context>, order: pb::WorkerTask, progress: Arc<Progres
     }
 }
 
-/// The part of a success that all tasks have.
-fn success(counters: &Counters, partition_bytes: Vec<u64>, output_bytes: u64) -> pb::TaskSuccess {
+/// What a task that ended well reports.
+fn success(counters: &Counters, partition_bytes: Vec<u64>, files: Vec<WrittenFile>) -> pb::TaskSuccess {
+    let output_bytes = partition_bytes.iter().chain(files.iter().map(|file| &file.bytes)).sum();
+    let file = |file: WrittenFile| pb::OutputFile {
+        attempt_name: file.attempt_name,
+        final_name: file.final_name,
+        records: file.records,
+        bytes: file.bytes,
+    };
     pb::TaskSuccess {
         counters: counters.iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         partition_bytes,
         output_bytes,
+        files: files.into_iter().map(file).collect(),
         ..Default::default()
     }
 }

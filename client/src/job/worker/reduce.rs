@@ -12,11 +12,15 @@ use crate::mapreduce::reduce::{self, Scratch};
 pub async fn run(context: &Context, task: Task, inputs: Vec<pb::MapOutputLocation>) -> Result<pb::TaskSuccess, Failed> {
     let fetched = shuffle::fetch_all(context, &task, inputs).await?;
     let program = Arc::clone(&context.program);
-    let (shares, scratch) = (context.shares, Scratch { fs: Arc::clone(&context.env.fs), dir: task.work_dir });
-    let compute = move |output| reduce::run(&*program, fetched.segments, &shares, &scratch, output);
-    let mut counters = context.with_output(&task.output_path, compute).await?;
+    let (shares, scratch) = (context.shares, Scratch { fs: Arc::clone(&context.env.fs), dir: task.work_dir.clone() });
+    let ours = context.task_context(&task, &shares).await?;
+    let user = ours.user_counters.clone();
+    let reducing = Arc::clone(&program);
+    let compute = move |output| reduce::run(&*reducing, &ours, fetched.segments, &shares, &scratch, output);
+    let done = context.with_output(&*program, &task.id, &task.output_path, &user, compute).await?;
+    let mut counters = done.counters;
     counters.add(counter::SHUFFLED_BYTES, fetched.bytes);
     counters.add(counter::SPILLED_BYTES, fetched.on_disk);
-    let written = counters.get(counter::OUTPUT_BYTES);
-    Ok(success(&counters, Vec::new(), written))
+    counters.merge(&user.all());
+    Ok(success(&counters, Vec::new(), done.files))
 }

@@ -1,0 +1,122 @@
+//! The files that a task writes: pieces come from the computing thread, files go to the cluster.
+
+use bytes::Bytes;
+use cairn_proto::path::{join, split_last};
+use cairn_proto::{Error, ErrorCode, Result, pb};
+use tokio::sync::mpsc;
+
+use super::{Context, PIECES};
+use crate::fs::{CreateOptions, FileSystem, FileWriter};
+use crate::mapreduce::output::{OutputNames, OutputSink};
+use crate::mapreduce::{Output, Program, TaskKind, UserCounters};
+
+enum Piece {
+    Open(String),
+    Bytes(usize, Bytes),
+}
+
+struct Sink {
+    pieces: mpsc::Sender<Piece>,
+}
+
+impl Sink {
+    fn send(&self, piece: Piece) -> Result<()> {
+        let gone = |_| Error::new(ErrorCode::Io, "the output file cannot be written");
+        self.pieces.blocking_send(piece).map_err(gone)
+    }
+}
+
+impl OutputSink for Sink {
+    fn open(&mut self, attempt_name: &str) -> Result<()> {
+        self.send(Piece::Open(attempt_name.to_owned()))
+    }
+
+    fn write(&mut self, file: usize, piece: Bytes) -> Result<()> {
+        self.send(Piece::Bytes(file, piece))
+    }
+}
+
+impl Context {
+    /// Runs `compute` on a thread with an [`Output`] whose files lie beside `path`; they are complete when this returns, or gone if it fails.
+    pub(super) async fn with_output<R: Send + 'static>(
+        &self,
+        program: &dyn Program,
+        id: &pb::TaskId,
+        path: &str,
+        user: &UserCounters,
+        compute: impl FnOnce(Output) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let folder = split_last(path).map_or("/", |(folder, _)| folder).to_owned();
+        let options = CreateOptions {
+            overwrite: true,
+            replication: self.job.output_replication,
+            block_size: self.job.output_block_size,
+            ..CreateOptions::default()
+        };
+        let fs = self.files().await?.clone();
+        let mut files = Files { fs, folder, options, writers: Vec::new() };
+        let (sender, mut pieces) = mpsc::channel(PIECES);
+        let kind = if id.kind() == pb::TaskKind::Reduce { TaskKind::Reduce } else { TaskKind::Map };
+        let names = OutputNames::new(kind, id.index, id.attempt);
+        let (format, user) = (program.output(), user.clone());
+        let computed = self.env.work.io(move || {
+            let sink = Box::new(Sink { pieces: sender });
+            compute(Output::new(sink, format, names, user)?)
+        });
+        let written = async {
+            while let Some(piece) = pieces.recv().await {
+                if let Err(error) = files.take(piece).await {
+                    // The computation must not wait for a reader that has gone.
+                    pieces.close();
+                    while pieces.recv().await.is_some() {}
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        // Both come to their ends; the writer's error is the cause of the computation's.
+        let (written, computed) = tokio::join!(written, computed);
+        match written.and(computed) {
+            Ok(result) => files.close().await.map(|()| result),
+            Err(error) => {
+                files.abort().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+struct Files {
+    fs: FileSystem,
+    folder: String,
+    options: CreateOptions,
+    writers: Vec<FileWriter>,
+}
+
+impl Files {
+    async fn take(&mut self, piece: Piece) -> Result<()> {
+        match piece {
+            Piece::Open(name) => {
+                let writer = self.fs.create(&join(&self.folder, &name), self.options.clone()).await?;
+                self.writers.push(writer);
+                Ok(())
+            }
+            Piece::Bytes(file, bytes) => match self.writers.get_mut(file) {
+                Some(writer) => writer.write_bytes(bytes).await,
+                None => Err(Error::new(ErrorCode::Internal, format!("output file {file} was never opened"))),
+            },
+        }
+    }
+
+    async fn close(mut self) -> Result<()> {
+        let closing = self.writers.drain(..).map(FileWriter::close);
+        futures_util::future::join_all(closing).await.into_iter().try_for_each(|closed| closed.map(drop))
+    }
+
+    /// What cannot be removed now goes with the staging folder.
+    async fn abort(mut self) {
+        for writer in self.writers.drain(..) {
+            let _ = writer.abort().await;
+        }
+    }
+}
