@@ -64,9 +64,13 @@ impl Epoch {
     /// The epoch of a new future: after a restore, or a start that a person ordered without all metadata directories.
     ///
     /// The future that is left behind may still be running somewhere and raise its own epoch as it loses directories; the
-    /// next multiple of 1,000 stays above it.
+    /// next multiple of 1,000 stays above it. So may the future of an earlier restore of the same backup, which knows of no
+    /// other: therefore the epoch is the wall clock's milliseconds times 1,000, if that is higher. Of two restores the
+    /// later one has the higher epoch, unless the clock was set back between them.
     #[must_use]
-    pub fn next_future(self) -> Self {
-        Self((self.0 / 1_000 + 1) * 1_000)
+    pub fn next_future(self, wall_ms: u64) -> Self {
+        // The limit is beyond the year 37,000; below 2^63 in any case.
+        let by_time = wall_ms.min(1 << 50) * 1_000;
+        Self(((self.0 / 1_000 + 1) * 1_000).max(by_time))
     }
 }

@@ -111,7 +111,8 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     assert_eq!(cluster.cat("/kept"), kept);
     assert_eq!(cluster.cat("/many/file"), middle);
     let after = report(&cluster);
-    assert_eq!((&after["restored_to_txid"], &after["epoch"]), (&wanted.into(), &1_000.into()));
+    assert_eq!(&after["restored_to_txid"], &wanted.into());
+    assert!(after["epoch"].as_u64() >= Some(1_000), "{after}");
     assert!(cluster.cairn(&["admin", "report"]).ok().contains("confirm-restore"));
     assert!(cluster.cairn(&["fsck"]).ok().contains("confirm-restore"));
 
@@ -196,7 +197,8 @@ fn old_namenode_is_fenced(cluster: &mut Cluster, lost: &Path) {
     });
     let node = cluster.datanodes[0].clone();
     let run = cluster.run_member(&node);
-    assert!(run.stderr.contains("has seen epoch 1000; this namenode has only 1"), "{}", run.stderr);
+    let refusal = run.stderr.contains("has seen epoch") && run.stderr.contains("this namenode has only 1");
+    assert!(refusal, "{}", run.stderr);
     let report = report(cluster);
     let live = report["nodes"].as_array().unwrap().iter().filter(|node| node["state"] == "live").count();
     assert_eq!(live, 0, "{report}");

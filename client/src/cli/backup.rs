@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::context::Context;
 use crate::output::Outcome;
-use crate::show::ReportJson;
+use crate::show::{HoleJson, ReportJson};
 use crate::stream::temporary_name;
 use crate::units::human_size;
 
@@ -70,6 +70,9 @@ pub fn warnings(report: &ReportJson) -> Vec<String> {
     if !report.archive_failure.is_empty() {
         let behind = report.last_txid.saturating_sub(report.archived_txid);
         lines.push(format!("the archive is {behind} transactions behind: {}", report.archive_failure));
+    }
+    if let Some(HoleJson { from, to }) = &report.archive_hole {
+        lines.push(format!("the archive has a hole from txid {from} to {to}: take a new backup (cairn admin backup)"));
     }
     lines
 }

@@ -8,7 +8,9 @@ use crate::args::{AdminCommand, BlocksArgs, SafemodeArg};
 use crate::backup;
 use crate::context::{Context, expand_one, in_parallel};
 use crate::output::{Columns, Out, Outcome, failure};
-use crate::show::{BlockJson, BlocksJson, NodeJson, ReplicaJson, ReportJson, is_directory, node_state, replica_state};
+use crate::show::{
+    BlockJson, BlocksJson, HoleJson, NodeJson, ReplicaJson, ReportJson, is_directory, node_state, replica_state,
+};
 use crate::units::{self, counted, grouped, human_size};
 
 /// Datanodes asked at a time.
@@ -161,6 +163,8 @@ async fn report(context: &mut Context) -> Outcome {
         restored_to_txid: report.restored_to_txid,
         archived_txid: report.archived_txid,
         archive_failure: report.archive_failure,
+        archive_hole: (report.archive_hole_to != 0)
+            .then_some(HoleJson { from: report.archive_hole_from, to: report.archive_hole_to }),
         metadata_dirs: report.metadata_dirs,
         metadata_dirs_configured: report.metadata_dirs_configured,
     };

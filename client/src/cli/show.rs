@@ -162,8 +162,16 @@ pub struct ReportJson {
     pub restored_to_txid: u64,
     pub archived_txid: u64,
     pub archive_failure: String,
+    pub archive_hole: Option<HoleJson>,
     pub metadata_dirs: u32,
     pub metadata_dirs_configured: u32,
+}
+
+/// Transactions that the archive lacks, both included.
+#[derive(Serialize, Debug)]
+pub struct HoleJson {
+    pub from: u64,
+    pub to: u64,
 }
 
 /// A datanode.

@@ -17,7 +17,8 @@
 //!
 //! # Failure
 //! The namenode never waits for the archive. What fails is logged once, shown in the metrics and the report, and tried again
-//! after 1 s, then after twice as long each time, up to a minute.
+//! after 1 s, then after twice as long each time, up to a minute. If it fails for so long that the log is purged meanwhile, the
+//! archive has a hole ([`super::hole`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,9 +28,10 @@ use cairn_common::Env;
 use cairn_common::durable::{File, Fs, OpenMode, make_dir, read_all, write_atomic};
 use cairn_common::work::OwnerHandle;
 use cairn_proto::ids::{Epoch, TxId};
-use cairn_proto::{Error, ErrorCode, Result};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::watch;
 
+use super::hole::{self, Hole};
 use crate::journal::format::{HEADER_BYTES, SegmentHeader, record_at};
 use crate::journal::{JournalStatus, LogError, MAX_SEGMENT_BYTES, Segment, list_segments};
 
@@ -50,19 +52,36 @@ pub struct ArchiveStatus {
     pub archived: TxId,
     /// Why it does not get on.
     pub failure: Option<String>,
+    /// What it lacks, until a backup was made that lies behind it.
+    pub hole: Option<Hole>,
+}
+
+impl ArchiveStatus {
+    /// Tells it in a report.
+    pub fn tell(&self, report: &mut pb::ClusterReportResponse) {
+        report.archived_txid = self.archived.0;
+        report.archive_failure = self.failure.clone().unwrap_or_default();
+        (report.archive_hole_from, report.archive_hole_to) = self.hole.map_or((0, 0), |hole| (hole.from.0, hole.to.0));
+    }
 }
 
 fn archived_name(first: TxId, epoch: Epoch, suffix: &str) -> String {
     format!("edits_{:020}_{:020}.{suffix}", first.0, epoch.0)
 }
 
-fn is_archived_name(name: &str) -> bool {
+fn parse_name(name: &str) -> Option<(TxId, Epoch)> {
     let stem = name.strip_suffix(".log").or_else(|| name.strip_suffix(".open"));
-    let Some((first, epoch)) = stem.and_then(|stem| stem.strip_prefix("edits_")).and_then(|rest| rest.split_once('_'))
-    else {
-        return false;
+    let (first, epoch) = stem?.strip_prefix("edits_")?.split_once('_')?;
+    let number = |digits: &str| {
+        let is_number = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number { digits.parse().ok() } else { None }
     };
-    [first, epoch].iter().all(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
+    Some((TxId(number(first)?), Epoch(number(epoch)?)))
+}
+
+/// First transaction and epoch of a segment, by its name.
+pub fn segment_of_name(path: &Path) -> Option<(TxId, Epoch)> {
+    parse_name(path.file_name()?.to_str()?)
 }
 
 /// Whether this is the name of a segment that may end anywhere.
@@ -73,7 +92,7 @@ pub fn is_open_name(path: &Path) -> bool {
 /// The segments in an archive with their sizes, by name.
 pub fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<(PathBuf, u64)>, LogError> {
     let entries = fs.read_dir(dir).map_err(LogError::io("list", dir))?;
-    let ours = entries.into_iter().filter(|entry| !entry.is_dir && is_archived_name(&entry.name));
+    let ours = entries.into_iter().filter(|entry| !entry.is_dir && parse_name(&entry.name).is_some());
     Ok(ours.map(|entry| (dir.join(&entry.name), entry.len)).collect())
 }
 
@@ -146,11 +165,14 @@ pub(crate) struct Copier {
     cursor: Option<Cursor>,
     /// Segments up to this transaction are whole in the archive.
     done: TxId,
+    /// Where the log began when it was compared with the archive.
+    compared: Option<TxId>,
+    hole: Option<Hole>,
 }
 
 impl Copier {
     pub(crate) fn new(fs: Arc<dyn Fs>, dir: PathBuf, cluster_id: String) -> Self {
-        Self { fs, dir, cluster_id, opened: false, cursor: None, done: TxId(0) }
+        Self { fs, dir, cluster_id, opened: false, cursor: None, done: TxId(0), compared: None, hole: None }
     }
 
     /// Copies what is durable in the log folder `log`; returns the last archived transaction.
@@ -200,14 +222,8 @@ impl Copier {
 
     fn copy(&mut self, log: &Path, durable: TxId) -> Result<TxId, LogError> {
         let segments = list_segments(&*self.fs, log)?;
-        let left_behind = self.cursor.as_ref().map(|cursor| cursor.last);
-        if let (Some(last), Some(first)) = (left_behind, segments.first().map(|segment| segment.first))
-            && first > last.next()
-        {
-            tracing::error!(
-                from = %last.next(), to = first.0 - 1,
-                "transactions were purged from the log before they could be archived: make a new backup"
-            );
+        if let Some(first) = segments.first().filter(|first| self.compared != Some(first.first)) {
+            self.compare(first)?;
         }
         for (index, segment) in segments.iter().enumerate() {
             // The next one's start tells where this one ends.
@@ -234,6 +250,44 @@ impl Copier {
             }
         }
         Ok(self.cursor.as_ref().map_or(self.done, |cursor| cursor.last.max(self.done)))
+    }
+
+    /// Whether the archive reaches up to where the log begins.
+    fn compare(&mut self, first: &Segment) -> Result<(), LogError> {
+        let epoch = self.header(first)?.epoch;
+        if let Some(hole) = hole::before(&*self.fs, &self.dir, (first.first, epoch))? {
+            hole::mark(&*self.fs, &self.dir, hole)?;
+            tracing::error!(
+                from = %hole.from, to = %hole.to,
+                "the archive has a hole: these transactions were purged from the log before they could be archived; take a new \
+                 backup (cairn admin backup)"
+            );
+        }
+        self.hole = hole::holes(&*self.fs, &self.dir)?.into_iter().max_by_key(|hole| hole.to);
+        self.compared = Some(first.first);
+        Ok(())
+    }
+
+    /// What the archive lacks.
+    pub(crate) fn hole(&self) -> Option<Hole> {
+        self.hole
+    }
+
+    /// A backup was made with this image: holes before it hinder nobody.
+    pub(crate) fn backed_up(&mut self, image: TxId) {
+        if self.hole.is_none_or(|hole| hole.to > image) {
+            return;
+        }
+        let unmarked = hole::holes(&*self.fs, &self.dir)
+            .and_then(|holes| holes.into_iter().try_for_each(|hole| hole::unmark(&*self.fs, &self.dir, hole)));
+        match unmarked {
+            Ok(()) => {
+                tracing::info!(%image, "a new backup lies behind the hole of the archive");
+                self.hole = None;
+            }
+            // Tried again with the next pass.
+            Err(error) => tracing::warn!(%error, "the mark of the archive's hole stays"),
+        }
     }
 
     fn header(&self, segment: &Segment) -> Result<SegmentHeader, LogError> {
@@ -374,6 +428,7 @@ impl Cursor {
 pub struct Archiver {
     stop: watch::Sender<bool>,
     status: watch::Receiver<ArchiveStatus>,
+    backed_up: watch::Sender<TxId>,
     thread: OwnerHandle,
 }
 
@@ -387,15 +442,21 @@ impl Archiver {
     ) -> std::io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (publish, status) = watch::channel(ArchiveStatus::default());
+        let (backed_up, backups) = watch::channel(TxId(0));
         let copier = Copier::new(Arc::clone(&env.fs), dir, cluster_id);
         let clock = env.clock.clone();
-        let thread = env.work.owner("nn-archive", move || run(copier, journal, clock, stopped, publish))?;
-        Ok(Self { stop, status, thread })
+        let thread = env.work.owner("nn-archive", move || run(copier, journal, clock, stopped, (backups, publish)))?;
+        Ok(Self { stop, status, backed_up, thread })
     }
 
     /// How far it is.
     pub fn status(&self) -> watch::Receiver<ArchiveStatus> {
         self.status.clone()
+    }
+
+    /// Where to tell the image of a backup that was made.
+    pub fn backups(&self) -> watch::Sender<TxId> {
+        self.backed_up.clone()
     }
 
     /// Copies what is left, once, and ends. To be called when the log is closed.
@@ -410,7 +471,7 @@ async fn run(
     journal: watch::Receiver<JournalStatus>,
     clock: cairn_common::clock::Clock,
     mut stopped: watch::Receiver<bool>,
-    publish: watch::Sender<ArchiveStatus>,
+    (backups, publish): (watch::Receiver<TxId>, watch::Sender<ArchiveStatus>),
 ) {
     // The log folders of the set, also after the journal has let them go.
     let mut logs: Vec<PathBuf> = Vec::new();
@@ -425,7 +486,8 @@ async fn run(
             status.durable
         };
         let copied = logs.first().map_or(Ok(TxId(0)), |log| copier.pass(log, durable));
-        pause = tell(copied, pause, &publish);
+        copier.backed_up(*backups.borrow());
+        pause = tell((copied, copier.hole()), pause, &publish);
         if last_time {
             return;
         }
@@ -438,14 +500,18 @@ async fn run(
 }
 
 /// Publishes how it went; returns the pause before the next time.
-fn tell(copied: Result<TxId>, pause: Duration, publish: &watch::Sender<ArchiveStatus>) -> Duration {
+fn tell(
+    (copied, hole): (Result<TxId>, Option<Hole>),
+    pause: Duration,
+    publish: &watch::Sender<ArchiveStatus>,
+) -> Duration {
     let before = publish.borrow().failure.clone();
     match copied {
         Ok(archived) => {
             if before.is_some() {
                 tracing::info!(%archived, "the archive of the log goes on");
             }
-            publish.send_modify(|status| *status = ArchiveStatus { archived, failure: None });
+            publish.send_modify(|status| *status = ArchiveStatus { archived, failure: None, hole });
             PERIOD
         }
         Err(error) => {
@@ -453,7 +519,7 @@ fn tell(copied: Result<TxId>, pause: Duration, publish: &watch::Sender<ArchiveSt
             if before.as_ref() != Some(&text) {
                 tracing::error!(%error, "the log cannot be archived; the namenode goes on without");
             }
-            publish.send_modify(|status| status.failure = Some(text));
+            publish.send_modify(|status| (status.failure, status.hole) = (Some(text), hole));
             (pause * 2).min(LONGEST_PAUSE)
         }
     }

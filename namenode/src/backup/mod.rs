@@ -15,6 +15,7 @@
 
 mod archive;
 pub mod history;
+mod hole;
 pub mod restore;
 mod source;
 

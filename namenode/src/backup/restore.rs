@@ -112,9 +112,10 @@ impl Restore {
         (&self.backup.header.cluster_id, &self.backup.header.pool_id)
     }
 
-    /// Higher than that of anything the future that is left behind can have seen.
-    pub fn epoch(&self) -> Epoch {
-        self.way.epoch.next_future()
+    /// Higher than that of anything the future that is left behind can have seen, and another one than that of any restore
+    /// before, which backup and archive need not know of.
+    pub fn epoch(&self, wall_ms: u64) -> Epoch {
+        self.way.epoch.next_future(wall_ms)
     }
 
     /// With a target in time the image itself must not be later: `wall_ms` is the time of the newest edit in the state that was loaded.

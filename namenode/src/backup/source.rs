@@ -109,6 +109,11 @@ impl BackupSource {
         Ok(Self { header, encoder: Some(BackupEncoder::default()), image, log, contents: None, at, begun: false })
     }
 
+    /// The transaction of its image; 0: it holds the log from the beginning.
+    pub fn image(&self) -> TxId {
+        self.header.image
+    }
+
     /// The next piece; `None` after the trailer. Blocking. After an error the backup is worth nothing.
     pub fn next_piece(&mut self) -> Result<Option<Vec<u8>>> {
         let Some(mut encoder) = self.encoder.take() else { return Ok(None) };

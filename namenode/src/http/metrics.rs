@@ -42,6 +42,11 @@ pub fn text(report: &pb::ClusterReportResponse, journal: &JournalStatus, queued:
         ("cairn_metadata_directories", "Directories that hold the log.", journal.dirs.len() as u64),
         ("cairn_archived_txid", "Last transaction in the archive; 0 without one.", report.archived_txid),
         ("cairn_archive_failing", "1 while the log cannot be archived.", u64::from(!report.archive_failure.is_empty())),
+        (
+            "cairn_archive_hole_transactions",
+            "Transactions that the archive lacks: take a new backup.",
+            archive_hole(report),
+        ),
         ("cairn_restored_to_txid", "Not 0: a restore that waits to be confirmed.", report.restored_to_txid),
         ("cairn_event_queue_depth", "Events waiting for the owner.", queued as u64),
         ("cairn_resident_bytes", "Resident memory of this process.", resident),
@@ -53,6 +58,13 @@ pub fn text(report: &pb::ClusterReportResponse, journal: &JournalStatus, queued:
     nodes(&mut out, report);
     syncs(&mut out, &journal.syncs);
     out
+}
+
+fn archive_hole(report: &pb::ClusterReportResponse) -> u64 {
+    match report.archive_hole_to {
+        0 => 0,
+        to => to.saturating_sub(report.archive_hole_from).saturating_add(1),
+    }
 }
 
 fn nodes(out: &mut String, report: &pb::ClusterReportResponse) {

@@ -107,9 +107,7 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Byt
             let journal = state.journal.borrow().clone();
             let mut report = report;
             if let Some(archive) = &state.archive {
-                let status = archive.borrow();
-                report.archived_txid = status.archived.0;
-                report.archive_failure = status.failure.clone().unwrap_or_default();
+                archive.borrow().tell(&mut report);
             }
             let body = metrics::text(&report, &journal, state.owner.queued(), process::resident_bytes());
             response(StatusCode::OK, "text/plain; version=0.0.4", body)

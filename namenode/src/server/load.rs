@@ -155,7 +155,11 @@ fn restore_into(plan: &LoadPlan, wanted: &RestorePlan, new_id: &mut dyn FnMut() 
     let set = open_set(&*plan.fs, &plan.dirs, false, new_id)?;
     let (cluster_id, pool_id) = restore.cluster();
     plan.check_archive(cluster_id)?;
-    let facts = ClusterFacts { cluster_id: cluster_id.to_owned(), pool_id: pool_id.to_owned(), epoch: restore.epoch() };
+    let facts = ClusterFacts {
+        cluster_id: cluster_id.to_owned(),
+        pool_id: pool_id.to_owned(),
+        epoch: restore.epoch(plan.clock.wall_ms()),
+    };
     let dirs: Vec<Arc<MetaDir>> = set.found.iter().map(|one| Arc::clone(&one.dir)).collect();
     for dir in &dirs {
         write_version(plan, dir, &facts, DirState::Restoring, &dirs)?;
@@ -256,7 +260,7 @@ fn load_set(plan: &LoadPlan, set: &DirSet, mut facts: ClusterFacts) -> Result<Lo
     let mut core = read.core;
     facts.epoch = facts.epoch.max(read.end.epoch).max(read.epoch);
     if set.left_out {
-        facts.epoch = facts.epoch.next_future();
+        facts.epoch = facts.epoch.next_future(plan.clock.wall_ms());
     } else if set.changed {
         facts.epoch = facts.epoch.next();
     }

@@ -134,6 +134,7 @@ impl Namenode {
             env: env.clone(),
             journal: journal_status.clone(),
             archive: archive.clone(),
+            backed_up: archiver.as_ref().map(Archiver::backups),
             configured_dirs: settings.dirs.len() as u32,
             cluster_id: facts.cluster_id.clone(),
             pool_id: facts.pool_id.clone(),

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cairn_common::clock::Clock;
 use cairn_common::durable::{Fs, OpenMode, read_all};
 use cairn_common::entropy::Entropy;
 use cairn_common::simdisk::SimDisk;
@@ -143,7 +144,7 @@ fn each_transaction_from_the_image_to_the_last_archived_one_can_be_reached() {
         check_state(&mut restored, txid, &made);
         // The edit of the restore and the new epoch follow; every later start finds the same.
         assert_eq!(restored.loaded.core.last_txid(), TxId(txid + 2));
-        assert_eq!(restored.loaded.core.epoch(), Epoch(1_000));
+        assert!(restored.loaded.core.epoch() >= Epoch(1_000));
         let digest = restored.loaded.core.digest();
         drop(restored);
         let again = LoadPlan { restore: None, ..restore_plan(&disk, &to, false, Target::Last) };
@@ -235,7 +236,8 @@ fn the_future_that_is_left_behind_is_not_mixed_with_the_new_one() {
     let mut restored = restore(&disk, "/third", true, Target::Last).unwrap();
     check_state(&mut restored, parting, &made);
     check_state(&mut restored, u64::MAX, &made_new);
-    assert_eq!(restored.loaded.core.epoch(), Epoch(2_000), "higher than both");
+    let epoch = restored.loaded.core.epoch();
+    assert!(epoch > new.loaded.core.epoch() && epoch > life.loaded.core.epoch(), "higher than both");
     // Counters are far beyond those of each other future.
     let before = parting + 1;
     let at_fork = restore(&disk, "/fork", true, Target::TxId(TxId(before))).unwrap();
@@ -260,6 +262,64 @@ fn an_archive_that_holds_another_future_under_our_names_is_left_alone() {
     let error = copier.pass(&log, life.loaded.writer.durable()).unwrap_err();
     assert!(error.message().contains("holds other transactions than this log"), "{error}");
     assert_eq!(names(&disk), before, "nothing was replaced");
+}
+
+#[test]
+fn two_restores_of_one_backup_are_different_futures() {
+    let disk = disk();
+    drop(lived(&disk));
+    let restored = |to: &str, wall_ms: u64| {
+        let clock = Clock::simulated(wall_ms);
+        let plan = LoadPlan { clock, ..restore_plan(&disk, to, false, Target::Last) };
+        Life::start_as(&disk, &plan, u64::MAX, 99).unwrap().loaded.core.epoch()
+    };
+    // Neither knows of the other; the first one may still be running, and lose directories.
+    let (first, second) = (restored("/one", 1_800_000_000_000), restored("/two", 1_800_000_001_000));
+    assert!(second.0 >= first.0 + 1_000, "{first} and {second}");
+    // A clock that stands far back still gives more than the cluster had.
+    assert!(restored("/three", 0) >= Epoch(1_000));
+}
+
+#[test]
+fn a_hole_in_the_archive_is_told_until_a_backup_lies_behind_it() {
+    for restart in [false, true] {
+        let disk = disk();
+        let (mut life, mut copier, mut made) = lived(&disk);
+        assert_eq!(copier.hole(), None);
+        let archived = life.loaded.writer.durable();
+        // The archive's disk is away while the log is purged.
+        for name in ["x", "y", "z"] {
+            grow(&mut life, name, 30, &mut made);
+            life.checkpoint();
+        }
+        if restart {
+            copier = self::copier(&disk, &life);
+        }
+        assert_eq!(archive(&mut copier, &life), life.loaded.writer.durable());
+        let hole = copier.hole().expect("nobody was told");
+        assert_eq!(hole.from, archived.next(), "what is there is not missing");
+        assert!(hole.to > hole.from);
+        let error = refusal(&disk, "/r", true, Target::Last);
+        assert!(error.message().contains(&format!("{} to {}", hole.from, hole.to)), "{error}");
+        // It is remembered, and not mixed up with what follows.
+        grow(&mut life, "more", 30, &mut made);
+        archive(&mut copier, &life);
+        life.checkpoint();
+        let mut copier = self::copier(&disk, &life);
+        archive(&mut copier, &life);
+        assert_eq!(copier.hole(), Some(hole));
+        copier.backed_up(hole.from);
+        assert_eq!(copier.hole(), Some(hole), "a backup from before does not help");
+        put(&disk, Path::new(BACKUP), &backup_bytes(&disk, &life));
+        let image = TxId(image_of_backup(&disk));
+        assert!(image > hole.to);
+        copier.backed_up(image);
+        assert_eq!(copier.hole(), None);
+        let mut copier = self::copier(&disk, &life);
+        archive(&mut copier, &life);
+        assert_eq!(copier.hole(), None, "nor after the next start");
+        check_state(&mut restore(&disk, "/r", true, Target::Last).unwrap(), u64::MAX, &made);
+    }
 }
 
 /// Backup, archive, restore, and the archive of the restored cluster.

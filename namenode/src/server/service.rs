@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cairn_common::Env;
 use cairn_common::net::opening::Peer;
+use cairn_proto::ids::TxId;
 use cairn_proto::pb::cluster_server::Cluster;
 use cairn_proto::pb::namenode_server::Namenode;
 use cairn_proto::{Error, ErrorCode, Result, pb};
@@ -46,6 +47,8 @@ pub struct Storage {
     pub journal: watch::Receiver<JournalStatus>,
     /// The archive, if there is one.
     pub archive: Option<watch::Receiver<ArchiveStatus>>,
+    /// Where the archive is told of backups.
+    pub backed_up: Option<watch::Sender<TxId>>,
     /// Metadata directories that the settings name.
     pub configured_dirs: u32,
     /// The cluster.
@@ -135,9 +138,7 @@ macro_rules! forward {
                 report.metadata_dirs = self.storage.journal.borrow().dirs.len() as u32;
                 report.metadata_dirs_configured = self.storage.configured_dirs;
                 if let Some(archive) = &self.storage.archive {
-                    let status = archive.borrow();
-                    report.archived_txid = status.archived.0;
-                    report.archive_failure = status.failure.clone().unwrap_or_default();
+                    archive.borrow().tell(&mut report);
                 }
                 Ok(Response::new(report))
             }
@@ -151,7 +152,7 @@ macro_rules! forward {
                 let caller = self.caller(&request).await?;
                 let (source, permit) = self.begin_backup(caller).await?;
                 let (pieces, stream) = mpsc::channel(BACKUP_QUEUE);
-                tokio::spawn(send_backup(self.storage.env.clone(), source, pieces, permit));
+                tokio::spawn(send_backup(self.storage.clone(), source, pieces, permit));
                 Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
             }
         }
@@ -190,13 +191,14 @@ forward! {
 
 /// Sends a backup piece by piece; ends early when the receiver goes away.
 async fn send_backup(
-    env: Env,
+    storage: Storage,
     mut source: BackupSource,
     pieces: mpsc::Sender<std::result::Result<pb::BackupChunk, Status>>,
     _permit: OwnedSemaphorePermit,
 ) {
     loop {
-        let (back, piece) = env
+        let (back, piece) = storage
+            .env
             .work
             .io(move || {
                 let piece = source.next_piece();
@@ -206,7 +208,12 @@ async fn send_backup(
         source = back;
         let message = match piece {
             Ok(Some(data)) => Ok(pb::BackupChunk { data: data.into() }),
-            Ok(None) => return,
+            Ok(None) => {
+                if let Some(archive) = &storage.backed_up {
+                    archive.send_modify(|image| *image = source.image().max(*image));
+                }
+                return;
+            }
             Err(error) => {
                 tracing::error!(%error, "a backup could not be made");
                 Err(error.into())

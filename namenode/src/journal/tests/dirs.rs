@@ -125,6 +125,9 @@ fn two_futures_are_never_mixed() {
         let text = refusal(&paths, accept);
         assert!(text.contains("without each other"), "{text}");
     }
-    assert_eq!(Epoch(2).next_future(), Epoch(1_000));
-    assert_eq!(Epoch(1_000).next_future(), Epoch(2_000));
+    assert_eq!(Epoch(2).next_future(0), Epoch(1_000));
+    assert_eq!(Epoch(1_000).next_future(1), Epoch(2_000));
+    // A later restore of the same backup is a future of its own.
+    assert_eq!(Epoch(2).next_future(1_700_000_000_001), Epoch(1_700_000_000_001_000));
+    assert_eq!(Epoch(1_700_000_000_001_007).next_future(1_700_000_000_001), Epoch(1_700_000_000_002_000));
 }
