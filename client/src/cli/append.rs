@@ -34,7 +34,7 @@ pub async fn append(context: &mut Context, args: &AppendArgs) -> Outcome {
     let ticket = match made {
         true => context.leftovers.remote(&fs, &target),
         // What was acked stays, but nobody shall wait for the lease.
-        false => context.leftovers.open_file(&fs, &target),
+        false => context.leftovers.open_file(&fs, writer.inode()),
     };
     let progress = Progress::start(context, "append", total);
     for input in &mut inputs {
@@ -90,8 +90,19 @@ pub async fn truncate(context: &mut Context, args: &TruncateArgs) -> Outcome {
     let answer = fs.truncate(&path, args.length).await?;
     let inode = answer.status.as_ref().map_or(0, |status| status.inode);
     let mut done = answer.done;
+    let clock = context.env.clock.clone();
+    let deadline_ms = args.timeout.map(|seconds| clock.mono_ms().saturating_add(seconds.saturating_mul(1_000)));
     while !done && !args.no_wait {
-        context.env.clock.sleep(LOOK_EVERY).await;
+        if deadline_ms.is_some_and(|deadline_ms| clock.mono_ms() >= deadline_ms) {
+            let text = format!(
+                "{path} has {} bytes and stays so, but its last block is not cut yet after {} s: datanodes that hold it are away or \
+                 busy; the truncate is recorded and goes on by itself, until then the file cannot be written",
+                args.length,
+                args.timeout.unwrap_or_default()
+            );
+            return Err(failure(ErrorCode::TimedOut, text));
+        }
+        clock.sleep(LOOK_EVERY).await;
         let status = fs.status(&path).await?;
         if status.inode != inode {
             let text = format!("{path} was replaced by another file while its datanodes cut it");

@@ -57,7 +57,7 @@ enum Leftover {
     Local(PathBuf),
     Remote(String),
     /// A file that is open for appending.
-    Open(String),
+    Open(u64),
 }
 
 /// Half-made things of this run; what is still here at the end of the program, however it comes, is removed.
@@ -91,9 +91,9 @@ impl Leftovers {
     }
 
     /// A file of the cluster that must not stay open: it is closed with what it has.
-    pub fn open_file(&self, fs: &FileSystem, path: &str) -> u64 {
+    pub fn open_file(&self, fs: &FileSystem, inode: u64) -> u64 {
         *lock(&self.fs) = Some(fs.clone());
-        self.add(Leftover::Open(path.to_owned()))
+        self.add(Leftover::Open(inode))
     }
 
     /// It is whole now.
@@ -113,9 +113,9 @@ impl Leftovers {
                         // Gone already, or out of reach: nothing more can be done from here.
                         let _ = fs.delete(&path, true).await;
                     }
-                    (Some((_, Leftover::Open(path))), Some(fs)) => {
+                    (Some((_, Leftover::Open(inode))), Some(fs)) => {
                         // The namenode goes on by itself once it was asked.
-                        let _ = fs.release_lease(&path).await;
+                        let _ = fs.release_lease(inode).await;
                     }
                     (Some((_, Leftover::Remote(_) | Leftover::Open(_))), None) => {}
                     (Some((_, Leftover::Local(path))), _) => remove_local(env, path).await,

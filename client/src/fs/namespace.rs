@@ -218,15 +218,14 @@ impl FileSystem {
     /// [`ErrorCode::LeaseExpired`]. The answer tells whether the file is closed, and else what is waited for: ask again.
     pub async fn recover_lease(&self, path: &str) -> Result<pb::RecoverLeaseResponse> {
         let path = path_rules::normalize(path)?;
-        ask!(self, recover_lease, pb::RecoverLeaseRequest { path, only_of: String::new() })
+        ask!(self, recover_lease, pb::RecoverLeaseRequest { path, ..Default::default() })
     }
 
-    /// Gives up a file that this client has open for writing: the namenode closes it with all that was acknowledged. A file that another client
-    /// has open is left alone.
-    pub async fn release_lease(&self, path: &str) -> Result<()> {
-        let path = path_rules::normalize(path)?;
+    /// Gives up a file that this client has open for writing, by its inode: the namenode closes it with all that was acknowledged, wherever it
+    /// was renamed to. A file that is gone, or that another client has open, is left alone.
+    pub async fn release_lease(&self, inode: u64) -> Result<()> {
         let only_of = self.inner.client_name.clone();
-        ask!(self, recover_lease, pb::RecoverLeaseRequest { path, only_of }).map(drop)
+        ask!(self, recover_lease, pb::RecoverLeaseRequest { path: String::new(), only_of, inode }).map(drop)
     }
 
     /// Nodes, space and the health of blocks.

@@ -12,6 +12,7 @@ use cairn_proto::{Error, ErrorCode};
 use super::attributes::not_found;
 use super::edits::Applied;
 use super::inode::Inode;
+use super::leases::Lease;
 use super::permissions::{WRITE, Who};
 use super::recovery::RECOVERY_HOLDER;
 use super::{Carries, Core, Turn};
@@ -92,7 +93,7 @@ impl Core {
         if self.tree.get(file).is_some_and(Inode::is_open) {
             self.claim_open(turn, who, file, &Claim { path, client: &request.client_name, doing: "APPEND_FILE" })?;
         }
-        let edit = pb::EditAppend { inode: file, holder: request.client_name.clone() };
+        let edit = pb::EditAppend { inode: file, holder: request.client_name.clone(), user: who.caller.user.clone() };
         self.commit(turn, Carries::Answer, Kind::Append(edit))?;
         let blocks = self.tree.get(file).map_or(0, |inode| inode.blocks().len() as u32);
         Ok(pb::AppendResponse { status: self.status(file, path), blocks })
@@ -104,7 +105,13 @@ impl Core {
         who: &Who<'_>,
         request: &pb::RecoverLeaseRequest,
     ) -> Result<pb::RecoverLeaseResponse, Error> {
-        let file = self.file_to_write(who, &request.path, "recover the lease of")?;
+        let file = match request.inode {
+            0 => self.file_to_write(who, &request.path, "recover the lease of")?,
+            inode => match self.file_of_writer(who, inode, request)? {
+                Some(file) => file,
+                None => return Ok(pb::RecoverLeaseResponse { closed: true, waits_for: String::new() }),
+            },
+        };
         let mut closed = !self.tree.get(file).is_some_and(Inode::is_open);
         let only_of = &*request.only_of;
         if !closed && (only_of.is_empty() || self.leases.holder_of(file) == Some(only_of)) {
@@ -113,6 +120,34 @@ impl Core {
         }
         let waits_for = if closed { String::new() } else { self.recovery_waits_for(file) };
         Ok(pb::RecoverLeaseResponse { closed, waits_for })
+    }
+
+    /// The file that a client gives up, wherever it was renamed to; `None`: its lease is not (or no longer) this client's.
+    fn file_of_writer(
+        &self,
+        who: &Who<'_>,
+        file: u64,
+        request: &pb::RecoverLeaseRequest,
+    ) -> Result<Option<u64>, Error> {
+        if request.only_of.is_empty() {
+            let message = "A file is only given up by its number together with the name of its lease holder";
+            return Err(Error::new(ErrorCode::InvalidArgument, message).with_subject(&request.path));
+        }
+        self.check_not_safemode("recover the lease of", &request.path)?;
+        self.unsynced.touch(file);
+        if !self.tree.is_reachable(file) {
+            // The edit that took it away is not known any more.
+            self.unsynced.depend(self.last_txid);
+            return Ok(None);
+        }
+        let lease = self.leases.get(file).filter(|lease| *lease.holder == *request.only_of);
+        let Some(lease) = lease else { return Ok(None) };
+        let user = &who.caller.user;
+        if !who.superuser && !lease.user.is_empty() && *lease.user != **user {
+            let message = format!("User {user} does not hold the lease of inode {file}: another user took it");
+            return Err(Error::new(ErrorCode::PermissionDenied, message).with_subject(user));
+        }
+        Ok(Some(file))
     }
 
     /// A closed file of the namespace.
@@ -135,7 +170,9 @@ impl Core {
             return Err("it names no holder".into());
         }
         self.tree.modify(edit.inode, |inode| inode.set_open(true));
-        self.leases.grant(edit.inode, &edit.holder, self.now_ms);
+        let blocks = self.tree.get(edit.inode).map_or(0, |inode| inode.blocks().len());
+        let (holder, user) = (edit.holder.as_str().into(), edit.user.as_str().into());
+        self.leases.grant(edit.inode, Lease { holder, user, first_block: blocks as u32 }, self.now_ms);
         self.unsynced.mark(edit.inode, txid);
         Ok(())
     }

@@ -173,6 +173,14 @@ pub struct SeenReplica {
     pub state: ReplicaState,
 }
 
+impl SeenReplica {
+    /// The same of one that does not count.
+    pub fn as_bad(&self) -> BadReplica {
+        let whole = (self.state == ReplicaState::Finalized).then_some(self.length);
+        BadReplica { storage: self.storage, generation: self.generation, whole }
+    }
+}
+
 /// A block whose length the writer has not said yet.
 #[derive(Default, Debug)]
 pub struct OpenBlock {
@@ -180,9 +188,6 @@ pub struct OpenBlock {
     pub expected: Vec<StorageIndex>,
     /// What was reported.
     pub seen: Vec<SeenReplica>,
-    /// The newest generation that was handed out for it, in force or not: replicas up to it are known to be its own. 0:
-    /// none, or an image lost it; then such a replica is put away where it could be deleted.
-    pub newest: u64,
 }
 
 /// A replica that does not count, and what its own node says of it.
@@ -192,6 +197,8 @@ pub struct BadReplica {
     pub storage: StorageIndex,
     /// Its generation.
     pub generation: u64,
+    /// Bytes of file data, if it is finalized and sound.
+    pub whole: Option<u64>,
 }
 
 /// See the module.
@@ -243,11 +250,11 @@ impl BlockMap {
     }
 
     /// Notes a bad replica.
-    pub fn note_bad(&mut self, id: u64, storage: StorageIndex, generation: u64) {
+    pub fn note_bad(&mut self, id: u64, noted: BadReplica) {
         let list = self.bad.entry(id).or_default();
-        match list.iter_mut().find(|bad| bad.storage == storage) {
-            Some(bad) => bad.generation = generation,
-            None => list.push(BadReplica { storage, generation }),
+        match list.iter_mut().find(|bad| bad.storage == noted.storage) {
+            Some(bad) => *bad = noted,
+            None => list.push(noted),
         }
     }
 

@@ -10,7 +10,7 @@ use cairn_proto::{Error, ErrorCode};
 use super::attributes::not_found;
 use super::blocks::StorageIndex;
 use super::event::{Caller, Command, ReplyTo, Response};
-use super::inode::{BlockList, Inode};
+use super::inode::Inode;
 use super::permissions::{EXECUTE, READ, not_a_directory};
 use super::reports::Forget;
 use super::subtree::Checks;
@@ -138,7 +138,7 @@ impl Core {
                         self.tree.free(top);
                         self.cursors.doomed.pop();
                     } else {
-                        self.tree.modify(top, |inode| inode.blocks_mut().and_then(BlockList::pop));
+                        self.tree.modify(top, Inode::pop_freed);
                     }
                     self.free_block(block, self.last_txid);
                 }

@@ -9,10 +9,11 @@ use cairn_proto::pb::{self, edit::Kind};
 use super::Core;
 use super::blocks::{Block, OpenBlock};
 use super::inode::{BlockList, Body, Inode, Layout};
+use super::leases::Lease;
 use super::tree::{DOOMED, ROOT};
 
 /// The layout version that this program understands.
-pub const READER: u32 = 2;
+pub const READER: u32 = 3;
 
 /// The layout version that a reader of an edit must understand: a program that does not know its kind says so by number.
 pub fn min_reader(kind: &Kind) -> u32 {
@@ -23,6 +24,7 @@ pub fn min_reader(kind: &Kind) -> u32 {
         | Kind::Concat(_)
         | Kind::AllocateBlock(_)
         | Kind::MergeBlocks(_) => 2,
+        Kind::AllocateGeneration(edit) if edit.finished => 3,
         _ => 1,
     }
 }
@@ -181,7 +183,8 @@ impl Core {
         inode.set_open(true);
         self.tree.add(edit.inode, inode);
         self.counters.inode = edit.inode;
-        self.leases.grant(edit.inode, &edit.client_name, self.now_ms);
+        let (holder, user) = (edit.client_name.as_str().into(), edit.owner.as_str().into());
+        self.leases.grant(edit.inode, Lease { holder, user, first_block: 0 }, self.now_ms);
         self.unsynced.mark(edit.inode, txid);
         self.entry_changed(txid, edit.parent, time_ms);
         Ok(())
@@ -224,6 +227,15 @@ impl Core {
         }
     }
 
+    /// The block, if it belongs to this file and its length is known.
+    fn finished_block_of(&self, inode: u64, block_id: i64) -> Result<u64, String> {
+        let id = block_id as u64;
+        match self.blocks.get(id) {
+            Some(block) if block.inode == inode && block.length().is_some() => Ok(id),
+            _ => Err(format!("block {block_id} is no finished block of file {inode}")),
+        }
+    }
+
     fn apply_abandon_block(&mut self, txid: TxId, edit: &pb::EditAbandonBlock) -> Applied {
         let id = self.open_block_of(edit.inode, edit.block_id)?;
         if self.tree.get(edit.inode).and_then(|inode| inode.blocks().last().copied()) != Some(id) {
@@ -248,6 +260,7 @@ impl Core {
             ));
         }
         self.blocks.table.modify(id, |block| block.generation = edit.generation);
+        self.handed_out.in_force(id, edit.generation);
         self.unsynced.mark(id, txid);
         Ok(())
     }
@@ -385,7 +398,9 @@ impl Core {
         if edit.holder.is_empty() {
             return Err("it names no holder".into());
         }
-        self.leases.grant(edit.inode, &edit.holder, self.now_ms);
+        let first_block = self.leases.get(edit.inode).map_or(0, |lease| lease.first_block);
+        let lease = Lease { holder: edit.holder.as_str().into(), user: "".into(), first_block };
+        self.leases.grant(edit.inode, lease, self.now_ms);
         self.unsynced.mark(edit.inode, txid);
         Ok(())
     }
@@ -400,14 +415,16 @@ impl Core {
     }
 
     fn apply_allocate_generation(&mut self, txid: TxId, edit: &pb::EditAllocateGeneration) -> Applied {
-        let id = self.open_block_of(edit.inode, edit.block_id)?;
+        let id = if edit.finished {
+            self.finished_block_of(edit.inode, edit.block_id)?
+        } else {
+            self.open_block_of(edit.inode, edit.block_id)?
+        };
         if edit.generation <= self.counters.generation {
             return Err(format!("generation {} was used before", edit.generation));
         }
         self.counters.generation = edit.generation;
-        if let Some(open) = self.blocks.open.get_mut(&id) {
-            open.newest = edit.generation;
-        }
+        self.handed_out.note(id, edit.generation);
         self.unsynced.mark(id, txid);
         Ok(())
     }

@@ -96,7 +96,10 @@ impl Core {
             self.check_access(who, there, WRITE)?;
             return Ok(there);
         }
+        // As HDFS: the right to make an entry is asked for first. Taking the file from its writer is a change of the file.
+        self.check_access(who, resolved.parent().unwrap_or(there), WRITE)?;
         if self.tree.get(there).is_some_and(Inode::is_open) {
+            self.check_access(who, there, WRITE)?;
             self.claim_open(turn, who, there, &Claim { path, client: &request.client_name, doing: "CREATE_FILE" })?;
         }
         Err(exists(format!("{path} for client {} already exists", who.caller.host)))

@@ -5,11 +5,12 @@
 //!
 //! | kind | holds |
 //! |---|---|
-//! | 0 | once: layout, transaction S, digest, counts, counters, facts, users and groups, nodes; a restore to be confirmed |
+//! | 0 | once: layout, transaction S, digest, counts, counters, facts, users and groups, nodes; a restore to be confirmed; generations handed out beyond those in force |
 //! | 1 | inodes: page number, count, then (gap, record) each |
 //! | 2 | blocks, the same way |
-//! | 3 | leases: count, then (inode, holder) each |
+//! | 3 | leases in layout 1: count, then (inode, holder) each |
 //! | 4 | answers of calls: count, then (client, call, answer) each |
+//! | 5 | leases: count, then (inode, holder, user, blocks that the file had) each |
 //!
 //! # Consistency
 //! All of it is the state at S. Kind 0 is taken when the checkpoint begins, the others are copied in slices; what changes
@@ -21,15 +22,18 @@ use prost::Message as _;
 
 use super::blocks::{Block, OpenBlock};
 use super::codec::{Reader, hash_bytes, mix, put, put_bytes};
+use super::generations::HandedOut;
 use super::inode::Inode;
+use super::leases::Lease;
 use super::pages::{PAGE_RECORDS, Record};
 use super::{Core, Counters, Facts};
 
 const HEADER: u8 = 0;
-const LEASES: u8 = 3;
+const OLD_LEASES: u8 = 3;
 const ANSWERS: u8 = 4;
+const LEASES: u8 = 5;
 /// Version of this layout; an image of a newer one is refused by name.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 
 /// An image that cannot be loaded, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +110,8 @@ impl Core {
         let state = mix(mix(sum, counters.inode), mix(counters.block, counters.generation));
         let state = mix(mix(state, counters.wall_ms), mix(self.epoch.0, self.tree.strings.digest()));
         let state = if self.restored_to == 0 { state } else { mix(state, self.restored_to) };
+        let handed_out = self.handed_out.digest();
+        let state = if handed_out == 0 { state } else { mix(state, handed_out) };
         let facts = &self.facts;
         [&facts.cluster_id, &facts.pool_id, &facts.superuser, &facts.supergroup]
             .into_iter()
@@ -188,10 +194,8 @@ impl Core {
         for index in 0..self.nodes.nodes.len() as u32 {
             put_bytes(&mut out, &self.nodes.as_edit(index).encode_to_vec());
         }
-        // Only while a restore waits to be confirmed, so that all other images are what they were.
-        if self.restored_to != 0 {
-            put(&mut out, self.restored_to);
-        }
+        put(&mut out, self.restored_to);
+        self.handed_out.encode(&mut out);
         out
     }
 
@@ -246,10 +250,12 @@ impl Core {
         let mut reader = Reader::new(page);
         match reader.byte()? {
             HEADER => self.load_header(&mut reader)?,
-            LEASES => {
+            kind @ (OLD_LEASES | LEASES) => {
                 for _ in 0..reader.number()? {
-                    let (file, holder) = (reader.number()?, reader.text()?);
-                    self.leases.grant(file, holder, self.now_ms);
+                    let (file, holder) = (reader.number()?, reader.text()?.into());
+                    let (user, first_block) =
+                        if kind == LEASES { (reader.text()?.into(), reader.small()?) } else { ("".into(), 0) };
+                    self.leases.grant(file, Lease { holder, user, first_block }, self.now_ms);
                 }
             }
             ANSWERS => {
@@ -300,8 +306,12 @@ impl Core {
             let edit = pb::EditRegisterNode::decode(reader.bytes()?).map_err(|error| error.to_string())?;
             self.nodes.put(&edit)?;
         }
-        if !reader.is_empty() {
+        // Layout 1 names a restore only if there is one to be confirmed, and no generations.
+        if layout > 1 || !reader.is_empty() {
             self.restored_to = reader.number()?;
+        }
+        if layout > 1 {
+            self.handed_out = HandedOut::decode(reader)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@
 //!  edits.rs      the one place that changes the persistent state, live and in replay
 //!  tree.rs inode.rs name.rs children.rs pages.rs                the namespace in memory
 //!  blocks.rs blockset.rs nodes.rs placement.rs                  the block map, the nodes
-//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs merge.rs cursors.rs subtree.rs    what happens by itself
+//!  membership.rs reports.rs repair.rs trim.rs safemode.rs leases.rs recovery.rs generations.rs merge.rs cursors.rs subtree.rs    what happens by itself
 //!  image.rs restore.rs   checkpoints and loading, what a restore changes
 //! ```
 //!
@@ -38,6 +38,7 @@ mod directory;
 mod edits;
 mod event;
 mod files;
+mod generations;
 mod image;
 mod inode;
 mod leases;
@@ -77,6 +78,7 @@ use prost::Message as _;
 use blocks::BlockMap;
 use codec::Random;
 use cursors::Cursors;
+use generations::{HandedOut, TakingBack};
 use leases::Leases;
 use merge::Merges;
 use nodes::{NodeIndex, Nodes};
@@ -148,6 +150,8 @@ pub struct Core {
     nodes: Nodes,
     leases: Leases,
     recoveries: Recoveries,
+    handed_out: HandedOut,
+    taking_back: TakingBack,
     merges: Merges,
     retry: RetryCache,
     parked: calls::Parked,
@@ -205,6 +209,8 @@ impl Core {
             nodes: Nodes::default(),
             leases: Leases::default(),
             recoveries: Recoveries::default(),
+            handed_out: HandedOut::default(),
+            taking_back: TakingBack::default(),
             merges: Merges::default(),
             retry: RetryCache::default(),
             parked: calls::Parked::default(),
@@ -339,6 +345,7 @@ impl Core {
             self.upkeep_ms = self.now_ms + self.settings.heartbeat_interval_ms.min(1_000) / 2;
             self.find_dead_nodes();
             self.expire_leases(turn);
+            self.take_back_replicas(turn);
             self.empty_trash(turn);
             self.expire_pending();
             self.run_merges(turn);

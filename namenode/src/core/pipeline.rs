@@ -8,6 +8,7 @@ use cairn_proto::pb::{self, ReplicaState};
 use cairn_proto::{Error, ErrorCode};
 
 use super::nodes::NodeIndex;
+use super::permissions::Who;
 use super::placement;
 use super::{Core, Turn};
 
@@ -20,13 +21,14 @@ impl Core {
     pub(super) fn add_pipeline_node(
         &mut self,
         turn: &mut Turn<'_>,
+        who: &Who<'_>,
         request: &pb::AddPipelineNodeRequest,
     ) -> Result<pb::AddPipelineNodeResponse, Error> {
         if request.present_nodes.len() + request.exclude_nodes.len() > MAX_NAMES {
             let message = format!("the request names more than {MAX_NAMES} datanodes");
             return Err(Error::new(ErrorCode::InvalidArgument, message));
         }
-        self.broken_block(request.inode, &request.client_name, request.block.as_ref())?;
+        self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
         let find =
             |names: &[String]| -> Vec<NodeIndex> { names.iter().filter_map(|name| self.nodes.find(name)).collect() };
         let (present, excluded) = (find(&request.present_nodes), find(&request.exclude_nodes));

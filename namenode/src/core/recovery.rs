@@ -22,7 +22,7 @@ use cairn_proto::ids::TxId;
 use cairn_proto::pb::{self, ReplicaState, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
-use super::blocks::{Block, SeenReplica, StorageIndex};
+use super::blocks::{BadReplica, Block, SeenReplica, StorageIndex};
 use super::edits::Applied;
 use super::inode::Inode;
 use super::nodes::NodeIndex;
@@ -234,7 +234,7 @@ impl Core {
         let primary = nodes.max_by_key(|node| (self.nodes.node(*node).heard_ms, std::cmp::Reverse(*node)));
         let Some(primary) = primary else { return Ok(()) };
         let generation = self.counters.generation + 1;
-        let edit = pb::EditAllocateGeneration { inode: file, block_id: id as i64, generation };
+        let edit = pb::EditAllocateGeneration { inode: file, block_id: id as i64, generation, finished: false };
         let txid = self.commit(turn, Carries::Nothing, Kind::AllocateGeneration(edit))?;
         let current = self.blocks.get(id).map_or(0, |block| block.generation);
         let state = ReplicaState::BeingWritten;
@@ -355,20 +355,23 @@ impl Core {
     /// Replicas of a finished block have a newer generation: it is the block's from now on, or none of them would count.
     fn renew_block(&mut self, turn: &mut Turn<'_>, id: u64, recovered: &pb::BlockRecovered) -> Result<(), Error> {
         self.unsynced.reset();
+        let generation = recovered.new_generation;
         let live = self.live_replicas(id).len();
-        let named = recovered.storage_ids.iter().filter(|name| self.nodes.find_storage(name).is_some()).count();
-        if named < live {
+        let mut named: Vec<StorageIndex> =
+            recovered.storage_ids.iter().filter_map(|name| self.nodes.find_storage(name)).collect();
+        // One that is gone since, or that its node was told to delete, is none that it brings.
+        named.retain(|at| {
+            self.blocks.known_on(id, *at) && !self.nodes.node_of(*at).deleting.covers(id, *at, generation)
+        });
+        if named.len() < live.max(1) {
             // It would condemn more good replicas than it brings; those that it has brought to the new generation are made anew.
             return Ok(());
         }
         let inode = self.blocks.get(id).map_or(0, |block| block.inode);
-        let edit = pb::EditRenewBlock { inode, block_id: id as i64, generation: recovered.new_generation };
+        let edit = pb::EditRenewBlock { inode, block_id: id as i64, generation };
         self.commit(turn, Carries::Nothing, Kind::RenewBlock(edit))?;
-        for name in &recovered.storage_ids {
-            let Some(storage) = self.nodes.find_storage(name) else { continue };
-            self.blocks.forget_bad(id, storage);
-            self.add_replica(id, storage);
-            self.nodes.storage_mut(storage).blocks.insert(id);
+        for storage in named {
+            self.count_again(id, storage);
         }
         self.reassess(id);
         Ok(())
@@ -385,9 +388,12 @@ impl Core {
             return Err(format!("generation {} does not fit between {old} and {newest}", edit.generation));
         }
         self.blocks.table.modify(id, |block| block.generation = edit.generation);
+        self.handed_out.in_force(id, edit.generation);
         self.unsynced.mark(id, txid);
-        for storage in self.blocks.get(id).map(|block| block.replicas.as_slice().to_vec()).unwrap_or_default() {
-            self.mark_bad(id, storage, old);
+        let Some(block) = self.blocks.get(id) else { return Ok(()) };
+        let (whole, generation) = (block.length(), old);
+        for storage in block.replicas.as_slice().to_vec() {
+            self.mark_bad(id, BadReplica { storage, generation, whole });
         }
         Ok(())
     }

@@ -253,7 +253,7 @@ impl Core {
                 self.add_replica(id, seen.storage);
             } else if whole || seen.generation != generation || seen.state == pb::ReplicaState::Recovering {
                 // As in a later report: nobody writes it any more, so no report of a finalized one follows.
-                self.blocks.note_bad(id, seen.storage, seen.generation);
+                self.blocks.note_bad(id, seen.as_bad());
             } else {
                 self.nodes.storage_mut(seen.storage).blocks.remove(id);
             }
@@ -296,7 +296,7 @@ impl Core {
         self.uncount_block(id);
         let Some(block) = self.blocks.table.remove(id) else { return };
         // A recovery may have replicas of a generation that is not in force yet; what is newer still is not of this log.
-        let newest = block.generation.max(open.newest);
+        let newest = block.generation.max(self.handed_out.free(id));
         self.freed.note(id, newest);
         for storage in &storages {
             self.nodes.storage_mut(*storage).blocks.remove(id);
@@ -382,8 +382,11 @@ impl Core {
         } else {
             self.repair.to_trim.remove(&id);
         }
-        if live > 0 && self.blocks.bad.contains_key(&id) {
-            self.delete_bad(id);
+        if self.blocks.bad.contains_key(&id) {
+            if live > 0 {
+                self.delete_bad(id);
+            }
+            self.watch_newer(id, live);
         }
     }
 

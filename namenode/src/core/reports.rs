@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use cairn_proto::pb::{self, ReplicaState, report_up::Report};
 use cairn_proto::{Error, ErrorCode};
 
-use super::blocks::{SeenReplica, StorageIndex};
+use super::blocks::{BadReplica, SeenReplica, StorageIndex};
 use super::event::{Command, StreamId};
 use super::nodes::{NodeIndex, QueuedDeletion};
 use super::{Core, Turn};
@@ -262,7 +262,10 @@ impl Core {
                 }
                 // Its last packet is on the way; the report of the finalized replica follows.
                 ReplicaState::BeingWritten if replica.generation == current => return,
-                _ => self.mark_bad(id, storage, replica.generation),
+                _ => {
+                    let (generation, length) = (replica.generation, replica.length);
+                    self.mark_bad(id, SeenReplica { storage, generation, length, state }.as_bad());
+                }
             },
         }
         self.nodes.storage_mut(storage).blocks.insert(id);
@@ -276,7 +279,8 @@ impl Core {
         let Some(open) = self.blocks.open.get_mut(&id) else { return };
         open.seen.retain(|seen| seen.storage != storage || seen.generation > replica.generation);
         if state == ReplicaState::ReplicaCorrupt || replica.generation < current {
-            self.blocks.note_bad(id, storage, replica.generation);
+            let seen = SeenReplica { storage, generation: replica.generation, length: replica.length, state };
+            self.blocks.note_bad(id, seen.as_bad());
             return;
         }
         if !open.seen.iter().any(|seen| seen.storage == storage) {
@@ -289,9 +293,9 @@ impl Core {
     }
 
     /// A replica that does not count.
-    pub(super) fn mark_bad(&mut self, id: u64, storage: StorageIndex, generation: u64) {
-        self.drop_replica(id, storage);
-        self.blocks.note_bad(id, storage, generation);
+    pub(super) fn mark_bad(&mut self, id: u64, bad: BadReplica) {
+        self.drop_replica(id, bad.storage);
+        self.blocks.note_bad(id, bad);
     }
 
     /// A replica that this namenode knows to be superfluous or bad shall go, after safe mode, and only in this generation.
@@ -300,7 +304,7 @@ impl Core {
     }
 
     /// As [`Self::queue_deletion`]; what is not `known` is put into quarantine, not deleted.
-    fn queue_removal(&mut self, block: u64, generation: u64, storage: StorageIndex, known: bool) {
+    pub(super) fn queue_removal(&mut self, block: u64, generation: u64, storage: StorageIndex, known: bool) {
         let depends_on = self.last_txid;
         let node = self.nodes.storage(storage).node;
         self.push_deletion(node, QueuedDeletion { block, generation, storage, depends_on, known });

@@ -4,9 +4,9 @@
 //! A datanode *deletes* a replica at once only if this namenode knows from its own log why: it freed the block ([`Freed`], or the order was
 //! queued when it did), or the block has enough other replicas (superfluous, or bad with a good one there). A replica
 //! of a block that it does not know otherwise goes into *quarantine*: the file may have been deleted while the node was away, but this
-//! namenode may also have been started from the wrong metadata. Two kinds are left where they are: ids and generations beyond
-//! all that was handed out (proof of old metadata: a person must look), and newer generations of a known block (a recovery may have made them
-//! whose report is on its way); neither is ever named to a reader.
+//! namenode may also have been started from the wrong metadata. Left where they are: ids and generations beyond
+//! all that was handed out (proof of old metadata: a person must look), and newer generations of a known block as long as a recovery may have made them
+//! whose report is on its way, or nothing else is left of it (`generations.rs` takes those back that are its own); neither is ever named to a reader.
 //!
 //! # Consistency
 //! The future that was left behind has handed out ids and generations that this namenode does not know of. The first edit

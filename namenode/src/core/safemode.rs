@@ -33,6 +33,11 @@ impl SafeMode {
     pub fn is_on(&self) -> bool {
         self.state != State::Off
     }
+
+    /// Whether it is on since the start, and not because a person wants it.
+    pub fn is_startup(&self) -> bool {
+        matches!(self.state, State::Startup { .. })
+    }
 }
 
 /// 1234567 as "1,234,567".

@@ -5,7 +5,7 @@
 //! registered, and was not told to delete it. This is asked when a replica is marked and again when the order leaves.
 
 use super::Core;
-use super::blocks::StorageIndex;
+use super::blocks::{BadReplica, StorageIndex};
 use super::nodes::QueuedDeletion;
 
 /// What is to become of a queued deletion.
@@ -62,8 +62,9 @@ impl Core {
             }
             target
         } else {
-            let is_bad = self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(|bad| bad.storage == storage));
-            if !is_bad || live == 0 || deletion.generation > block.generation {
+            // A newer generation than the block's too, while it has others (`generations.rs`).
+            let is_meant = |bad: &BadReplica| bad.storage == storage && bad.generation <= deletion.generation;
+            if live == 0 || !self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(is_meant)) {
                 return Verdict::Never;
             }
             1

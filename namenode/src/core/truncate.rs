@@ -21,8 +21,8 @@ use super::append::Claim;
 use super::blocks::{Block, OpenBlock, SeenReplica};
 use super::edits::Applied;
 use super::inode::{BlockList, Inode};
+use super::leases::Lease;
 use super::permissions::Who;
-use super::recovery::RECOVERY_HOLDER;
 use super::{Carries, Core, Turn};
 
 /// Blocks that one call drops or moves, at most: all of it happens in one event.
@@ -117,7 +117,7 @@ impl Core {
             let before: u64 = ids[..keep - 1].iter().filter_map(|id| self.blocks.get(*id)?.length()).sum();
             self.reopen_block(id, edit.length - before);
             self.unsynced.mark(id, txid);
-            self.leases.grant(edit.inode, RECOVERY_HOLDER, self.now_ms);
+            self.leases.grant(edit.inode, Lease::of_recovery(), self.now_ms);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use cairn_proto::{Error, ErrorCode};
 use super::blocks::StorageIndex;
 use super::event::Caller;
 use super::nodes::NodeIndex;
+use super::permissions::Who;
 use super::placement;
 use super::recovery::RECOVERY_HOLDER;
 use super::{Carries, Core, Turn};
@@ -20,8 +21,8 @@ pub enum Progress<T> {
 }
 
 impl Core {
-    /// The file must be open and the caller must hold its lease.
-    fn check_lease(&mut self, file: u64, holder: &str) -> Result<(), Error> {
+    /// The file must be open, and the caller must hold its lease: by the client's name, and as the user who took it.
+    fn check_lease(&mut self, who: &Who<'_>, file: u64, holder: &str) -> Result<(), Error> {
         self.unsynced.touch(file);
         let expired = |message: String, path: String| Error::new(ErrorCode::LeaseExpired, message).with_subject(path);
         if holder == RECOVERY_HOLDER {
@@ -35,11 +36,18 @@ impl Core {
             let message = format!("No lease on inode {file}: File does not exist. {none}");
             return Err(expired(message, String::new()));
         }
-        let owner = self.leases.holder_of(file);
-        if owner == Some(holder) {
+        let lease = self.leases.get(file);
+        if let Some(lease) = lease.filter(|lease| *lease.holder == *holder) {
+            // Names of clients are no secret: they are in error messages and logs.
+            let user = &who.caller.user;
+            if !who.superuser && !lease.user.is_empty() && *lease.user != **user {
+                let message = format!("User {user} does not hold the lease of inode {file}: another user took it");
+                return Err(Error::new(ErrorCode::PermissionDenied, message).with_subject(user));
+            }
             self.leases.renew(holder, self.now_ms);
             return Ok(());
         }
+        let owner = lease.map(|lease| &*lease.holder);
         let path = self.tree.path_of(file);
         let message = match owner {
             None => format!("No lease on {path} (inode {file}): File is not open for writing. {none}"),
@@ -107,6 +115,11 @@ impl Core {
         self.commit(turn, Carries::Nothing, Kind::CommitBlocks(edit)).map(|_| ())
     }
 
+    /// How many blocks the file had when its writer opened it: whoever appends does not wait for what others wrote.
+    fn first_written(&self, file: u64) -> usize {
+        self.leases.get(file).map_or(0, |lease| lease.first_block as usize)
+    }
+
     /// Whether enough whole replicas of a block were reported. `length` is the one about to be committed.
     fn is_written(&self, id: u64, length: Option<u64>) -> bool {
         let Some(block) = self.blocks.get(id) else { return true };
@@ -128,13 +141,13 @@ impl Core {
     pub(super) fn add_block(
         &mut self,
         turn: &mut Turn<'_>,
-        caller: &Caller,
+        who: &Who<'_>,
         request: &pb::AddBlockRequest,
     ) -> Result<Progress<pb::AddBlockResponse>, Error> {
-        let file = request.inode;
+        let (caller, file) = (who.caller, request.inode);
         let path = self.tree.path_of(file);
         self.check_not_safemode("add block to", &path)?;
-        self.check_lease(file, &request.client_name)?;
+        self.check_lease(who, file, &request.client_name)?;
         let fresh = self.new_lengths(file, &request.committed)?;
         let blocks = self.tree.get(file).map(|inode| inode.blocks().to_vec()).unwrap_or_default();
         let index = request.block_index as usize;
@@ -156,7 +169,7 @@ impl Core {
             }
         }
         self.commit_lengths(turn, file, fresh)?;
-        if index >= 2 && !self.is_written(blocks[index - 2], None) {
+        if index >= 2 + self.first_written(file) && !self.is_written(blocks[index - 2], None) {
             return Ok(Progress::Wait);
         }
         if let Some(id) = blocks.get(index) {
@@ -292,11 +305,12 @@ impl Core {
     pub(super) fn abandon_block(
         &mut self,
         turn: &mut Turn<'_>,
+        who: &Who<'_>,
         request: &pb::AbandonBlockRequest,
     ) -> Result<pb::AbandonBlockResponse, Error> {
         let file = request.inode;
         self.check_not_safemode("abandon block of", &self.tree.path_of(file))?;
-        self.check_lease(file, &request.client_name)?;
+        self.check_lease(who, file, &request.client_name)?;
         let id = request.block.as_ref().map_or(0, |block| block.id as u64);
         let blocks = self.tree.get(file).map_or(&[][..], super::inode::Inode::blocks);
         if !blocks.contains(&id) {
@@ -314,9 +328,15 @@ impl Core {
     }
 
     /// An open block of the file, for a pipeline that broke.
-    pub(super) fn broken_block(&mut self, file: u64, holder: &str, block: Option<&pb::Block>) -> Result<u64, Error> {
+    pub(super) fn broken_block(
+        &mut self,
+        who: &Who<'_>,
+        file: u64,
+        holder: &str,
+        block: Option<&pb::Block>,
+    ) -> Result<u64, Error> {
         self.check_not_safemode("recover a pipeline of", &self.tree.path_of(file))?;
-        self.check_lease(file, holder)?;
+        self.check_lease(who, file, holder)?;
         let id = self.own_block(file, block)?;
         if !self.blocks.open.contains_key(&id) {
             return Err(self.invalid(file, format!("Block {id} is finished: it takes no new generation")));
@@ -327,11 +347,13 @@ impl Core {
     pub(super) fn new_generation(
         &mut self,
         turn: &mut Turn<'_>,
+        who: &Who<'_>,
         request: &pb::NewGenerationRequest,
     ) -> Result<pb::NewGenerationResponse, Error> {
-        let id = self.broken_block(request.inode, &request.client_name, request.block.as_ref())?;
+        let id = self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
         let generation = self.counters.generation + 1;
-        let edit = pb::EditAllocateGeneration { inode: request.inode, block_id: id as i64, generation };
+        let edit =
+            pb::EditAllocateGeneration { inode: request.inode, block_id: id as i64, generation, finished: false };
         self.commit(turn, Carries::Answer, Kind::AllocateGeneration(edit))?;
         Ok(pb::NewGenerationResponse { generation, token: bytes::Bytes::new() })
     }
@@ -339,10 +361,11 @@ impl Core {
     pub(super) fn update_pipeline(
         &mut self,
         turn: &mut Turn<'_>,
+        who: &Who<'_>,
         request: &pb::UpdatePipelineRequest,
     ) -> Result<pb::UpdatePipelineResponse, Error> {
         let file = request.inode;
-        let id = self.broken_block(file, &request.client_name, request.block.as_ref())?;
+        let id = self.broken_block(who, file, &request.client_name, request.block.as_ref())?;
         let generation = request.new_generation;
         let now = self.blocks.get(id).map_or(0, |block| block.generation);
         let storages = self.pipeline_storages(file, id, &request.nodes)?;
@@ -384,6 +407,7 @@ impl Core {
     pub(super) fn complete(
         &mut self,
         turn: &mut Turn<'_>,
+        who: &Who<'_>,
         request: &pb::CompleteRequest,
     ) -> Result<Progress<pb::CompleteResponse>, Error> {
         let file = request.inode;
@@ -392,7 +416,7 @@ impl Core {
         if self.is_closed_as_said(file, &request.committed) {
             return Ok(Progress::Done(pb::CompleteResponse { status: self.status(file, &path) }));
         }
-        self.check_lease(file, &request.client_name)?;
+        self.check_lease(who, file, &request.client_name)?;
         let fresh = self.new_lengths(file, &request.committed)?;
         let blocks = self.tree.get(file).map_or(&[][..], super::inode::Inode::blocks);
         let length_of = |id: u64| fresh.iter().find(|entry| entry.block_id as u64 == id).map(|entry| entry.length);
@@ -401,7 +425,8 @@ impl Core {
                 self.invalid(file, format!("{path} cannot be completed: the length of block {id} was not said"))
             );
         }
-        if !blocks.iter().all(|id| self.is_written(*id, length_of(*id))) {
+        let written = blocks.get(self.first_written(file)..).unwrap_or_default();
+        if !written.iter().all(|id| self.is_written(*id, length_of(*id))) {
             // The lengths are logged now, so that reported replicas are compared with them while the call waits.
             self.commit_lengths(turn, file, fresh)?;
             return Ok(Progress::Wait);

@@ -59,6 +59,9 @@ pub struct TruncateArgs {
     /// Do not wait for that
     #[arg(long)]
     pub no_wait: bool,
+    /// Wait no longer than so many seconds; the truncate itself is recorded at once and goes on in any case [default: no limit]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_wait")]
+    pub timeout: Option<u64>,
     /// A file
     #[arg(value_name = "PATH", value_parser = cluster_path)]
     pub path: String,

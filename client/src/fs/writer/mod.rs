@@ -153,6 +153,11 @@ impl FileWriter {
         &self.file.path
     }
 
+    /// The file's inode, which it keeps when it is renamed.
+    pub fn inode(&self) -> u64 {
+        self.file.inode
+    }
+
     /// Length of the file when all bytes taken so far are in it.
     pub fn length(&self) -> u64 {
         self.length
@@ -229,16 +234,13 @@ impl FileWriter {
     }
 
     /// Gives up: stops writing and deletes the file, if this writer made it; a file that was appended to is closed by the namenode, with what
-    /// had been acked. Nothing happens to another file that the path names meanwhile.
+    /// had been acked, whatever its name is by then. Nothing happens to another file that the path names meanwhile.
     pub async fn abort(mut self) -> Result<()> {
         self.current = None;
         self.finishing = None;
         if self.appends {
-            let file = Arc::clone(&self.file);
-            return match file.fs.find(&file.path).await? {
-                Some(status) if status.inode == file.inode && status.open => file.fs.release_lease(&file.path).await,
-                _ => Ok(()),
-            };
+            // By number: the file may have another name by now.
+            return self.file.fs.release_lease(self.file.inode).await;
         }
         // The namenode compares and deletes in one step: somebody else's file of that name is safe.
         self.file.fs.delete_inode(&self.file.path, self.file.inode).await.map(drop)

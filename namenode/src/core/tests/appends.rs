@@ -14,7 +14,7 @@ pub fn append(world: &mut World, user: &str, path: &str, client: &str) -> Result
 }
 
 pub fn recover_lease(world: &mut World, path: &str) -> Result<pb::RecoverLeaseResponse, Error> {
-    world.call("root", pb::RecoverLeaseRequest { path: path.into(), only_of: String::new() })
+    world.call("root", pb::RecoverLeaseRequest { path: path.into(), ..Default::default() })
 }
 
 /// Appends one block of `length` bytes and closes; returns the block.
@@ -127,9 +127,9 @@ fn a_dead_append_leaves_the_old_content() {
     // A file that is closed, and one whose writer has not begun a block, are closed at once.
     assert!(recover_lease(&mut world, "/f").unwrap().closed);
     append(&mut world, "root", "/f", WRITER).unwrap();
-    let other = pb::RecoverLeaseRequest { path: "/f".into(), only_of: "somebody else".into() };
+    let other = pb::RecoverLeaseRequest { path: "/f".into(), only_of: "somebody else".into(), inode: 0 };
     assert!(!world.call::<pb::RecoverLeaseResponse>("root", other).unwrap().closed, "it is another writer's");
-    let own = pb::RecoverLeaseRequest { path: "/f".into(), only_of: WRITER.into() };
+    let own = pb::RecoverLeaseRequest { path: "/f".into(), only_of: WRITER.into(), inode: 0 };
     assert!(world.call::<pb::RecoverLeaseResponse>("root", own).unwrap().closed);
     assert_eq!(world.status("/f").unwrap().length, BLOCK + 40);
 }
@@ -256,7 +256,8 @@ fn replay_of_an_append_is_strict() {
     };
     let again = edit.kind.clone().unwrap();
     assert!(attempt(again).contains("is open"));
-    let append = |inode, holder: &str| Kind::Append(pb::EditAppend { inode, holder: holder.into() });
+    let append =
+        |inode, holder: &str| Kind::Append(pb::EditAppend { inode, holder: holder.into(), user: "root".into() });
     assert!(attempt(append(1, "a")).contains("is no file"));
     assert!(attempt(append(16_385, "a")).contains("is no file"));
     let renew = |block_id, generation| Kind::RenewBlock(pb::EditRenewBlock { inode: 1, block_id, generation });

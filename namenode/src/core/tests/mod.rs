@@ -1,6 +1,8 @@
 //! Scenarios over the whole core, with scripted datanodes.
 
 mod appends;
+mod generations;
+mod leases;
 mod merges;
 mod model;
 mod namespace;

@@ -137,6 +137,49 @@ fn no_event_takes_long_in_a_large_namespace() {
 }
 
 #[test]
+fn a_file_of_very_many_blocks_is_freed_in_small_steps() {
+    const BLOCKS: u64 = 4_000;
+    let mut world = World::with(CoreSettings { cursor_budget: BUDGET, ..settings() });
+    for node in 0..3 {
+        world.node_up(&format!("n{node}"), &format!("/r{node}"));
+    }
+    world.strict = false;
+    world.mkdirs("root", "/d", 0o777).unwrap();
+    (0..BLOCKS).for_each(|file| world.write_quietly(&format!("/d/f{file}")));
+    // The other way round, so that the ids fall.
+    let sources = (1..BLOCKS).rev().map(|file| format!("/d/f{file}")).collect();
+    let concat = pb::ConcatRequest { target: "/d/f0".into(), sources, call: None };
+    world.call::<pb::ConcatResponse>("root", concat).unwrap();
+    world.sync();
+    let delete = pb::DeleteRequest { path: "/d/f0".into(), ..Default::default() };
+    let event = world.client("root", delete);
+    steps::take();
+    world.event(event);
+    let first = steps::take();
+    // Its ids are looked at a few times when it goes, not once more for each block.
+    assert!(first <= MOST + 6 * BLOCKS, "the first event took {first} steps");
+    // An image of the half-freed file loads.
+    let txid = world.core.checkpoint_begin();
+    let mut pages = Vec::new();
+    while !world.core.checkpoint_slice(100, &mut pages) {}
+    let mut core = Core::new_for_load(settings());
+    pages.iter().for_each(|page| core.load_page(page).unwrap());
+    core.finish_load(txid).unwrap();
+    assert!(core.has_work() && core.digest() == world.core.digest());
+    steps::take();
+    let (mut longest, mut all) = (0, first);
+    while world.core.has_work() {
+        world.event(Event::Tick);
+        let taken = steps::take();
+        (longest, all) = (longest.max(taken), all + taken);
+    }
+    println!("{all} steps in all, {longest} in the longest turn");
+    assert!(longest <= MOST, "a turn took {longest} steps");
+    assert!(all <= 60 * BLOCKS, "{all} steps for {BLOCKS} blocks");
+    assert_eq!(world.core.blocks.table.len(), 0);
+}
+
+#[test]
 fn a_checkpoint_begins_and_goes_on_in_small_steps() {
     let mut world = World::new();
     for file in 0..20_000u64 {

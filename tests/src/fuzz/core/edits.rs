@@ -187,6 +187,7 @@ impl Known {
                     inode: self.inode(input),
                     block_id: self.block(input),
                     generation: Self::fresh(input, self.generation),
+                    ..Default::default()
                 }),
                 _ => Kind::Format(pb::EditFormat {
                     cluster_id: text(input),
