@@ -1,8 +1,16 @@
 //! Messages and markers of the data plane.
 //!
 //! After the handshake ([`crate::handshake`], purpose data) a connection carries operations one after the other: a
-//! [`DataRequest`](crate::pb::DataRequest), its reply, and what the operation adds. Each message is delimited: u32 big endian
-//! length, at most [`MAX_MESSAGE_BYTES`], then the message.
+//! [`DataRequest`](crate::pb::DataRequest), its reply, and what the operation adds. Each message has a head before it, all of it big endian:
+//!
+//! | at | size | field |
+//! |---|---|---|
+//! | 0 | 4 | length of the message, at most [`MAX_MESSAGE_BYTES`] |
+//! | 4 | 4 | CRC-32C of the message |
+//! | 8 | 4 | CRC-32C of bytes 0 to 7 |
+//!
+//! A message may name a block, a generation or a length, so one that was altered on its way is not believed: `CORRUPT`, and the connection ends. The
+//! head has a checksum of its own so that nobody waits for bytes that an altered length promises.
 //!
 //! **Write**: request; `WriteReady` when the whole pipeline is open; then units from the writer, each with a header of 32 bytes: a frame
 //! (and its payload) or a marker; upwards `WriteAck` messages, cumulative. An ack of length L says that this node and all below hold the first L
@@ -30,6 +38,9 @@ use crate::ids::BlockId;
 
 /// Longest delimited message of the data plane.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// Bytes of the head before each message.
+pub const MESSAGE_HEAD_BYTES: usize = 12;
 
 /// What a writer says between frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,23 +120,57 @@ pub fn set_up_patience(connect: Duration, hops: usize) -> Duration {
     per_hop * u32::try_from(hops).unwrap_or(u32::MAX).min(crate::MAX_REPLICATION) + Duration::from_secs(12)
 }
 
-/// A message with its length before it.
+/// A message with its head before it.
 pub fn encode_delimited(message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len();
-    let mut out = Vec::with_capacity(4 + length);
-    out.extend_from_slice(&(length as u32).to_be_bytes());
+    let mut out = Vec::with_capacity(MESSAGE_HEAD_BYTES + length);
+    out.resize(MESSAGE_HEAD_BYTES, 0);
     message.encode_raw(&mut out);
+    let crc = crc32c::crc32c(&out[MESSAGE_HEAD_BYTES..]);
+    out[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    out[4..8].copy_from_slice(&crc.to_be_bytes());
+    let head_crc = crc32c::crc32c(&out[..8]);
+    out[8..12].copy_from_slice(&head_crc.to_be_bytes());
     out
 }
 
-/// Checks a length prefix before anything is allocated for it.
-pub fn check_message_length(prefix: [u8; 4], who: &str) -> Result<usize> {
-    let length = u32::from_be_bytes(prefix) as usize;
-    if length > MAX_MESSAGE_BYTES {
-        let text = format!("{who} sent a message of {length} bytes, more than {MAX_MESSAGE_BYTES}");
-        return Err(Error::new(ErrorCode::InvalidArgument, text));
+/// The head of a message, verified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MessageHead {
+    /// Bytes of the message.
+    pub length: usize,
+    crc: u32,
+}
+
+impl MessageHead {
+    /// Reads the head of a message of `who`, before anything is allocated for it.
+    pub fn decode(bytes: &[u8; MESSAGE_HEAD_BYTES], who: &str) -> Result<Self> {
+        let [length, crc, head_crc] =
+            [0, 4, 8].map(|at| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+        if crc32c::crc32c(&bytes[..8]) != head_crc {
+            return Err(altered(who));
+        }
+        let length = length as usize;
+        if length > MAX_MESSAGE_BYTES {
+            let text = format!("{who} sent a message of {length} bytes, more than {MAX_MESSAGE_BYTES}");
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
+        Ok(Self { length, crc })
     }
-    Ok(length)
+
+    /// Verifies and decodes the message that follows.
+    pub fn open<M: Message + Default>(self, bytes: &[u8], who: &str) -> Result<M> {
+        if bytes.len() != self.length || crc32c::crc32c(bytes) != self.crc {
+            return Err(altered(who));
+        }
+        decode_message(bytes, who)
+    }
+}
+
+fn altered(who: &str) -> Error {
+    let text =
+        format!("a message of {who} was altered on its way: its checksum does not fit; the connection is closed");
+    Error::new(ErrorCode::Corrupt, text).with_subject(who)
 }
 
 /// Decodes a message that `who` sent.
@@ -138,6 +183,7 @@ pub fn decode_message<M: Message + Default>(bytes: &[u8], who: &str) -> Result<M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pb;
 
     #[test]
     fn markers_come_back_and_belong_to_their_block() {
@@ -151,7 +197,28 @@ mod tests {
 
     #[test]
     fn an_over_long_message_is_refused_before_it_is_read() {
-        assert!(check_message_length([0xff; 4], "peer").is_err());
-        assert_eq!(check_message_length([0, 0, 1, 0], "peer").unwrap(), 256);
+        let long = pb::ReadBlock { token: vec![7; MAX_MESSAGE_BYTES].into(), ..Default::default() };
+        let sent = encode_delimited(&long);
+        let error = MessageHead::decode(sent.first_chunk().unwrap(), "peer").unwrap_err();
+        assert!(error.code() == ErrorCode::InvalidArgument && error.message().contains("more than"), "{error}");
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_message_is_noticed() {
+        let block = Some(pb::Block { pool: "pool".into(), id: 5, generation: 1_001 });
+        let message = pb::TruncateReplica { block, new_generation: 1_002, length: 77, token: Default::default() };
+        let sent = encode_delimited(&message);
+        let read = |bytes: &[u8]| -> Result<pb::TruncateReplica> {
+            let (head, body) = bytes.split_first_chunk().unwrap();
+            let head = MessageHead::decode(head, "peer")?;
+            head.open(body, "peer")
+        };
+        assert_eq!(read(&sent).unwrap(), message);
+        for bit in 0..sent.len() * 8 {
+            let mut altered = sent.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let error = read(&altered).unwrap_err();
+            assert!(error.code() == ErrorCode::Corrupt && error.message().contains("peer"), "bit {bit}: {error}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use cairn_proto::dataplane;
+use cairn_proto::dataplane::{self, MessageHead};
 use cairn_proto::{Error, ErrorCode, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
@@ -348,14 +348,15 @@ async fn copy_range(conn: &mut Conn, work: &Work, file: Arc<dyn File>, range: Ra
     conn.flush().await
 }
 
-/// Reads one delimited message that `who` sends.
+/// Reads one delimited message that `who` sends. After an error the connection is of no use.
 pub async fn read_message<M: prost::Message + Default>(conn: &mut (impl AsyncRead + Unpin), who: &str) -> Result<M> {
     let left = |error: io::Error| Error::new(ErrorCode::Unreachable, format!("{who} left: {error}")).with_subject(who);
-    let mut prefix = [0; 4];
-    conn.read_exact(&mut prefix).await.map_err(left)?;
-    let mut bytes = vec![0; dataplane::check_message_length(prefix, who)?];
+    let mut head = [0; dataplane::MESSAGE_HEAD_BYTES];
+    conn.read_exact(&mut head).await.map_err(left)?;
+    let head = MessageHead::decode(&head, who)?;
+    let mut bytes = vec![0; head.length];
     conn.read_exact(&mut bytes).await.map_err(left)?;
-    dataplane::decode_message(&bytes, who)
+    head.open(&bytes, who)
 }
 
 /// Sends one delimited message.

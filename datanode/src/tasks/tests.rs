@@ -12,8 +12,13 @@ use super::owner::Event;
 use super::*;
 use crate::MapOutputs as _;
 
-/// A success report, as a worker writes it.
-const SUCCESS: &str = r"printf '\000\000\000\002\022\000'";
+/// The command by which a script reports success as a worker does.
+fn success() -> String {
+    let report = pb::worker_report::Report::Success(pb::TaskSuccess::default());
+    let sent = cairn_proto::dataplane::encode_delimited(&pb::WorkerReport { report: Some(report) });
+    let octal: String = sent.iter().map(|byte| format!("\\{byte:03o}")).collect();
+    format!("printf '{octal}'")
+}
 
 struct Fixture {
     executor: Executor,
@@ -114,7 +119,8 @@ fn message(failure: &pb::TaskFailure) -> &str {
 
 #[tokio::test]
 async fn a_finished_map_is_kept_and_served_to_who_has_the_token() {
-    let fixture = executor(&format!("cp ../../ready work/map-00003-0.out; {SUCCESS}; exec sleep 100"), |_| ()).await;
+    let script = format!("cp ../../ready work/map-00003-0.out; {}; exec sleep 100", success());
+    let fixture = executor(&script, |_| ()).await;
     let entry = PartitionEntry { offset: 0, stored: 7, raw: 7, records: 1 };
     let mut bytes = b"content".to_vec();
     bytes.extend_from_slice(&entry.encode(0));

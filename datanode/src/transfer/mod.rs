@@ -197,6 +197,10 @@ pub async fn serve_data(transfer: Arc<Transfer>, mut conn: Conn) {
             () = transfer.stopping() => return,
             request = read => match request {
                 Ok(Ok(request)) => request,
+                Ok(Err(error)) if error.code() == ErrorCode::Corrupt => {
+                    tracing::warn!("{error}");
+                    return;
+                }
                 Ok(Err(error)) => {
                     tracing::debug!("{who}: {error}");
                     return;

@@ -426,6 +426,30 @@ async fn wrong_requests_are_refused() {
     drop((first, second, third));
 }
 
+#[tokio::test]
+async fn a_request_that_was_altered_on_its_way_closes_the_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Node::start().await;
+    let data = random(2 * FRAME, 1);
+    write_block(&[&node], BLOCK, &data, false).await;
+    let cut = pb::TruncateReplica {
+        block: block_of(BLOCK, GEN),
+        new_generation: 1_002,
+        length: FRAME as u64,
+        token: Default::default(),
+    };
+    let request = pb::DataRequest { op: Some(pb::data_request::Op::Truncate(cut)) };
+    let mut sent = cairn_proto::dataplane::encode_delimited(&request);
+    // The lowest bit of the length that is to be left.
+    *sent.last_mut().unwrap() ^= 1;
+    let mut conn = dial(&node.addr).await;
+    conn.write_all(&sent).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = conn.read_to_end(&mut answer).await;
+    assert!(answer.is_empty(), "it was answered");
+    assert!(whole(&node, GEN, data.len()).await == data);
+}
+
 /// `cargo test --release -p cairn-datanode -- --ignored --nocapture speed`: 1 GiB through three hops, then read back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, not a test"]

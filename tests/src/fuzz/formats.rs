@@ -13,7 +13,9 @@ use cairn_datanode::transfer::wire::{Item, UnitReader};
 use cairn_proto::blockfile::{
     self, BlockIndex, FOOTER_BYTES, Footer, HEADER_BYTES, INDEX_ENTRY_BYTES, MAX_HEADER_BYTES,
 };
-use cairn_proto::dataplane::{Marker, MarkerKind, Unit, check_message_length, decode_message, encode_delimited};
+use cairn_proto::dataplane::{
+    MAX_MESSAGE_BYTES, MESSAGE_HEAD_BYTES, Marker, MarkerKind, MessageHead, Unit, decode_message, encode_delimited,
+};
 use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader, MAX_FRAME_RAW_BYTES, Sealer};
 use cairn_proto::handshake::{self, MAX_HELLO_BYTES, PREAMBLE_BYTES, Purpose};
 use cairn_proto::ids::{BlockId, Generation};
@@ -404,10 +406,12 @@ pub fn map_output_seeds() -> Vec<Vec<u8>> {
 fn comes_back<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     let Ok(message) = decode_message::<M>(bytes, "a peer") else { return };
     let sent = encode_delimited(&message);
-    let length = check_message_length([sent[0], sent[1], sent[2], sent[3]], "a peer");
-    assert_eq!(length.is_ok(), sent.len() - 4 <= cairn_proto::dataplane::MAX_MESSAGE_BYTES);
+    let (head, body) = sent.split_first_chunk::<MESSAGE_HEAD_BYTES>().unwrap();
+    let head = MessageHead::decode(head, "a peer");
+    assert_eq!(head.is_ok(), body.len() <= MAX_MESSAGE_BYTES);
+    let Ok(head) = head else { return };
     // Not compared: a message may hold a NaN.
-    let again = decode_message::<M>(&sent[4..], "a peer").unwrap();
+    let again = head.open::<M>(body, "a peer").unwrap();
     assert_eq!(encode_delimited(&again), sent);
 }
 
