@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -53,7 +54,14 @@ impl Work {
     /// All on the calling thread, for simulation, but each piece begins late and its result comes late, by up to `longest_ms` milliseconds of
     /// virtual time that `entropy` decides; so do the turns of an owner. What real threads leave to chance, a seed decides.
     pub fn jittered(entropy: Entropy, longest_ms: u64) -> Self {
-        Self { mode: Mode::Jittered(Jitter { entropy, longest_ms }) }
+        Self { mode: Mode::Jittered(Jitter { entropy, longest_ms: Arc::new(AtomicU64::new(longest_ms)) }) }
+    }
+
+    /// Changes `longest_ms` of [`Work::jittered`] for what begins from now on: the machine is busy, or its disk slow. Nothing else is.
+    pub fn set_jitter(&self, longest_ms: u64) {
+        if let Mode::Jittered(jitter) = &self.mode {
+            jitter.longest_ms.store(longest_ms, Ordering::Relaxed);
+        }
     }
 
     /// Runs a computation off the async threads; waits while all cores have one.
@@ -142,13 +150,14 @@ impl Work {
 #[derive(Clone)]
 struct Jitter {
     entropy: Entropy,
-    longest_ms: u64,
+    longest_ms: Arc<AtomicU64>,
 }
 
 impl Jitter {
     /// Half of all pieces meet an idle core and a cached page.
     fn next(&self) -> Option<Duration> {
-        let ms = self.entropy.below(self.longest_ms * 2 + 2).saturating_sub(self.longest_ms + 1);
+        let longest_ms = self.longest_ms.load(Ordering::Relaxed);
+        let ms = self.entropy.below(longest_ms * 2 + 2).saturating_sub(longest_ms + 1);
         (ms > 0).then(|| Duration::from_millis(ms))
     }
 

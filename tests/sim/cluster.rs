@@ -11,6 +11,7 @@ use cairn_common::kv::MemoryKv;
 use cairn_datanode::{Datanode, DatanodeSettings, Extras};
 use cairn_namenode::{Namenode, NamenodeSettings};
 
+use super::deletions;
 use super::machine::Machine;
 use super::plan::{Host, Plan, Shape};
 use super::trace::{self, note};
@@ -98,6 +99,7 @@ impl Cluster {
         sim.host("nn", move || run_namenode(Rc::clone(&namenode), settings.clone()));
         for number in 0..shape.datanodes {
             let datanode = machine(Host::Datanode(number));
+            deletions::watch(&datanode.name, &datanode.disk);
             machines.insert(Host::Datanode(number), Rc::clone(&datanode));
             let settings = datanode_settings(number);
             sim.host(Host::Datanode(number).name(), move || run_datanode(Rc::clone(&datanode), settings.clone()));
@@ -226,8 +228,9 @@ async fn run_namenode(machine: Rc<Machine>, settings: NamenodeSettings) -> turmo
     tokio::task::yield_now().await;
     let env = machine.boot();
     match Namenode::start(env, settings).await {
-        Err(error) => note("nn", format!("does not start: {error}")),
+        Err(error) => machine.says_no(&error.to_string()),
         Ok(running) => {
+            machine.trouble.take();
             note("nn", "serves");
             let failed = tokio::select! {
                 biased;
@@ -252,8 +255,9 @@ async fn run_datanode(machine: Rc<Machine>, settings: DatanodeSettings) -> turmo
     let env = machine.boot();
     let extras = Extras { outcomes: Some(Arc::new(MemoryKv::default())), ..Extras::default() };
     match Datanode::start(env, settings, extras).await {
-        Err(error) => note(&machine.name, format!("does not start: {error}")),
+        Err(error) => machine.says_no(&error.to_string()),
         Ok(running) => {
+            machine.trouble.take();
             let failed = tokio::select! {
                 biased;
                 failed = running.failed() => Some(failed),

@@ -8,6 +8,7 @@ use cairn_common::entropy::Entropy;
 use cairn_common::simdisk::{Fault as DiskFault, FaultOp};
 
 use super::cluster::Cluster;
+use super::deletions;
 use super::invariants::replicas;
 use super::machine::DISK_BYTES;
 use super::plan::{DiskOp, Fault, Host, Kind};
@@ -112,6 +113,11 @@ impl Faults {
             Kind::Hold { a, b } => cluster.sim.hold(a.name(), b.name()),
             Kind::Freeze { host } => each_other(cluster, *host, |sim, me, other| sim.hold(me, other)),
             Kind::Slow { host, latency_ms } => set_latency(cluster, *host, *latency_ms),
+            Kind::Busy { host, jitter_ms } => {
+                // A volume that answers too late is taken out.
+                cluster.machines[host].ailing.set(true);
+                cluster.machines[host].set_jitter(*jitter_ms);
+            }
             Kind::Kill { host } => {
                 cluster.machines[host].disk.kill();
                 return cluster.take_down(*host, for_ms);
@@ -164,6 +170,7 @@ impl Faults {
             Kind::Hold { a, b } => cluster.sim.release(a.name(), b.name()),
             Kind::Freeze { host } => each_other(cluster, *host, |sim, me, other| sim.release(me, other)),
             Kind::Slow { host, .. } => set_latency(cluster, *host, cluster.shape.latency_ms),
+            Kind::Busy { host, .. } => cluster.machines[host].set_jitter(cluster.shape.jitter_ms),
             Kind::DiskFull { host } => cluster.machines[host].disk.resize(DISK_BYTES),
             Kind::CutAtSync { host, .. } | Kind::AllCutAtSync { host, .. } => {
                 cluster.machines[host].trip.disarm();
@@ -192,6 +199,7 @@ impl Faults {
             let offset = self.entropy.below(one.bytes);
             let bits = 1 << self.entropy.below(8);
             cluster.machines[&host].disk.flip(&one.path, offset, bits);
+            deletions::damaged(&host.name(), &one.path);
             note("fault", format!("a bit of byte {offset} of {} on {} flips", one.path.display(), host.name()));
         }
     }

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use cairn_client::fs::{ClusterReportResponse, Error, FileKind, FileSystem, LocatedBlock};
+use cairn_client::fs::{ClusterReportResponse, Error, ErrorCode, FileKind, FileSystem, LocatedBlock};
 
 use super::cluster::client_settings;
 use super::machine::Machine;
+
+/// For one file; one that cannot be read must not hide the others.
+const FILE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A file as it was found.
 #[derive(Clone)]
@@ -64,7 +67,8 @@ pub async fn run(machine: Rc<Machine>, desk: Rc<RefCell<Desk>>) -> turmoil::Resu
                 let fs = FileSystem::connect(env.clone(), client_settings()).await?;
                 look(&fs, bytes).await
             };
-            let seen = match env.clock.timeout(Duration::from_secs(60), look).await {
+            let limit = Duration::from_secs(if bytes { 600 } else { 60 });
+            let seen = match env.clock.timeout(limit, look).await {
                 Ok(seen) => seen.map_err(|error| error.to_string()),
                 Err(elapsed) => Err(elapsed.to_string()),
             };
@@ -94,6 +98,12 @@ async fn look(fs: &FileSystem, bytes: bool) -> Result<Look, Error> {
 }
 
 async fn read(fs: &FileSystem, path: &str) -> Result<Vec<u8>, Error> {
-    let file = fs.open(path).await?;
-    Ok(file.read_range(0, file.length()).await?.to_vec())
+    let whole = async {
+        let file = fs.open(path).await?;
+        Ok(file.read_range(0, file.length()).await?.to_vec())
+    };
+    match fs.env().clock.timeout(FILE_LIMIT, whole).await {
+        Ok(read) => read,
+        Err(elapsed) => Err(Error::new(ErrorCode::TimedOut, elapsed.to_string())),
+    }
 }

@@ -17,7 +17,7 @@ use cairn_common::simdisk::SimDisk;
 use cairn_common::work::Work;
 use tokio::sync::Notify;
 
-use super::{pin, trace};
+use super::{deletions, pin, trace};
 
 /// Bytes of a disk; far more than a seed writes.
 pub const DISK_BYTES: u64 = 1 << 30;
@@ -38,16 +38,19 @@ pub struct Machine {
     pub ailing: Cell<bool>,
     /// Whether the process runs (or is being started).
     pub up: Cell<bool>,
+    /// Why its process did not start the last time; empty: it did.
+    pub trouble: RefCell<String>,
     seed: u64,
     starts: Cell<u64>,
-    jitter_ms: u64,
+    jitter_ms: Cell<u64>,
     clock: RefCell<Option<Clock>>,
+    work: RefCell<Option<Work>>,
     wall_jump_ms: Cell<i64>,
     lying: bool,
 }
 
 impl Machine {
-    /// A machine whose disk and work take up to `jitter_ms` for each operation; `lying`: its disk forgets to sync.
+    /// A machine whose disk and work take up to `jitter_ms` for each operation; `lying`: its disk forgets to sync what is acknowledged.
     pub fn new(name: &str, seed: u64, jitter_ms: u64, lying: bool) -> Rc<Self> {
         let seed = trace::digest(seed, name.as_bytes());
         Rc::new(Self {
@@ -58,10 +61,12 @@ impl Machine {
             stop: Rc::new(Notify::new()),
             ailing: Cell::new(false),
             up: Cell::new(true),
+            trouble: RefCell::default(),
             seed,
             starts: Cell::new(0),
-            jitter_ms,
+            jitter_ms: Cell::new(jitter_ms),
             clock: RefCell::new(None),
+            work: RefCell::new(None),
             wall_jump_ms: Cell::new(0),
             lying,
         })
@@ -74,7 +79,8 @@ impl Machine {
         clock.jump_wall(self.wall_jump_ms.get());
         *self.clock.borrow_mut() = Some(clock.clone());
         let entropy = Entropy::seeded(self.seed.wrapping_add(self.starts.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-        let work = Work::jittered(Entropy::seeded(entropy.next_u64()), self.jitter_ms);
+        let work = Work::jittered(Entropy::seeded(entropy.next_u64()), self.jitter_ms.get());
+        *self.work.borrow_mut() = Some(work.clone());
         let fs = Watched {
             name: self.name.as_str().into(),
             disk: self.disk.clone(),
@@ -90,6 +96,20 @@ impl Machine {
         if let Some(clock) = &*self.clock.borrow() {
             clock.jump_wall(by_ms);
         }
+    }
+
+    /// From now on disk operations and the turns of owners take up to so long.
+    pub fn set_jitter(&self, jitter_ms: u64) {
+        self.jitter_ms.set(jitter_ms);
+        if let Some(work) = &*self.work.borrow() {
+            work.set_jitter(jitter_ms);
+        }
+    }
+
+    /// Its process does not start.
+    pub fn says_no(&self, why: &str) {
+        trace::note(&self.name, format!("does not start: {why}"));
+        why.clone_into(&mut self.trouble.borrow_mut());
     }
 
     /// How often its process was started.
@@ -190,20 +210,31 @@ impl File for WatchedFile {
     }
 }
 
+/// Whether somebody is told that what is in this file is safe: bytes of blocks, edits.
+fn is_acknowledged(path: &Path) -> bool {
+    let part =
+        |part: std::path::Component<'_>| ["rbw", "tmp", "finalized"].iter().any(|folder| part.as_os_str() == *folder);
+    path.components().any(part) || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("edits_"))
+}
+
 impl Fs for Watched {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let file = self.disk.open(path, mode)?;
         let Self { name, disk, trip, lying } = self;
         let (name, disk, trip) = (Arc::clone(name), disk.clone(), Arc::clone(trip));
-        Ok(Arc::new(WatchedFile { name, file, disk, trip, lying: *lying }))
+        Ok(Arc::new(WatchedFile { name, file, disk, trip, lying: *lying && is_acknowledged(path) }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
+        self.disk.rename(from, to)?;
+        deletions::removed(&self.name, from, Some(to));
+        Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_file(path)
+        self.disk.remove_file(path)?;
+        deletions::removed(&self.name, path, None);
+        Ok(())
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

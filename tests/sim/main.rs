@@ -7,7 +7,7 @@
 //! * [`plan`]: what a seed decides: the cluster's shape, the faults and when they come (data, not code)
 //! * [`cluster`], [`machine`]: the hosts, their disks and clocks; [`faults`]: how a fault is done to them
 //! * [`workload`]: what clients do; [`oracle`]: what they may then expect to find
-//! * [`invariants`]: what must hold, one file each
+//! * [`invariants`]: what must hold, one file each; [`deletions`]: what the disks saw, for one of them
 //! * [`trace`]: what happened, and its digest; [`pin`]: the randomness and time of the process, pinned
 //!
 //! # Determinism
@@ -26,6 +26,7 @@
 )]
 
 mod cluster;
+mod deletions;
 mod faults;
 mod inspect;
 mod invariants;

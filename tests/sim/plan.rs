@@ -25,6 +25,8 @@ pub struct Shape {
     pub pause_ms: u64,
     /// Edits between two images of the namenode.
     pub checkpoint_edits: u64,
+    /// Clients reduce files to no fewer replicas.
+    pub least_replicas: u32,
     /// How long the safety phase lasts, ms.
     pub safety_ms: u64,
 }
@@ -80,6 +82,8 @@ pub enum Kind {
     Restart { host: Host },
     /// Operations of its disk fail, a number of times.
     DiskError { host: Host, op: DiskOp, after: u64, times: u64 },
+    /// Whatever its process does, turns of its owners and disk operations, takes up to this long: the machine has too much to do, or a slow disk.
+    Busy { host: Host, jitter_ms: u64 },
     /// Its disk is full.
     DiskFull { host: Host },
     /// Bits of finalized replicas flip.
@@ -124,6 +128,8 @@ pub struct Plan {
 /// Time for the cluster to come up before the first fault, ms.
 const QUIET_MS: u64 = 2_000;
 
+const SECOND_SOURCE: u64 = 0x62;
+
 struct Draw {
     entropy: Entropy,
     shape: Shape,
@@ -144,6 +150,7 @@ impl Plan {
             block_bytes: [4 << 10, 16 << 10, 64 << 10][between(0, 2) as usize],
             pause_ms: [100, 400, 1_500][between(0, 2) as usize],
             checkpoint_edits: [20, 60, 1_000_000][between(0, 2) as usize],
+            least_replicas: 2,
             safety_ms: between(6, 14) * 1_000,
         };
         let count = match entropy.below(10) {
@@ -155,6 +162,14 @@ impl Plan {
         let sick = entropy.below(shape.datanodes);
         let mut draw = Draw { entropy, shape, sick };
         let mut faults: Vec<Fault> = (0..if with_faults { count } else { 0 }).map(|_| draw.fault()).collect();
+        // From a source of its own: what the seeds of the other half do has stayed what it was.
+        draw.entropy = Entropy::seeded(seed ^ SECOND_SOURCE);
+        if with_faults && draw.below(2) == 0 {
+            let rots = faults.iter().any(|fault| matches!(fault.kind, Kind::Flip { .. }));
+            // Of a file with a damaged replica that nobody has noticed yet, that one may be the one that is kept.
+            draw.shape.least_replicas = if rots { 2 } else { 1 };
+            faults.extend(draw.story());
+        }
         faults.sort_by_key(|fault| fault.at_ms);
         Self { shape: draw.shape, faults }
     }
@@ -237,6 +252,40 @@ impl Draw {
                 Kind::WallJump { host: self.host(), by_ms }
             }
         }
+    }
+
+    /// Faults that mean little alone and much together.
+    fn story(&self) -> Vec<Fault> {
+        let at_ms = QUIET_MS + self.below(self.shape.safety_ms - QUIET_MS);
+        match self.below(4) {
+            0 | 1 => self.slow_then_dead(Host::Namenode, at_ms),
+            2 => self.slow_then_dead(Host::Datanode(self.sick), at_ms),
+            _ => self.bad_line(at_ms),
+        }
+    }
+
+    /// A machine that does everything late loses power: what it has said, and what it has made durable, are as far apart as can be.
+    fn slow_then_dead(&self, host: Host, at_ms: u64) -> Vec<Fault> {
+        let busy = Kind::Busy { host, jitter_ms: 50 + self.below(350) };
+        let cut = match self.below(3) {
+            0 => Kind::PowerCut { host },
+            1 => Kind::AllCutAtSync { host, nth: 1 + self.below(6) },
+            _ => Kind::CutAtSync { host, nth: 1 + self.below(6) },
+        };
+        let cut_ms = at_ms + 200 + self.below(2_000);
+        let fault = |at_ms, for_ms, kind| Fault { at_ms, for_ms, kind };
+        vec![fault(at_ms, 2_000 + self.below(3_000), busy), fault(cut_ms, 200 + self.below(3_000), cut)]
+    }
+
+    /// A datanode loses its connection to the namenode again and again, and goes on writing meanwhile.
+    fn bad_line(&self, at_ms: u64) -> Vec<Fault> {
+        let (a, mut at_ms) = (self.datanode(), at_ms);
+        let cuts = 2 + self.below(4);
+        let cut = |_| {
+            at_ms += 500 + self.below(1_500);
+            Fault { at_ms, for_ms: 100 + self.below(600), kind: Kind::Cut { a, b: Host::Namenode } }
+        };
+        (0..cuts).map(cut).collect()
     }
 
     fn disk(&mut self) -> Kind {

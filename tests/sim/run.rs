@@ -2,7 +2,8 @@
 //!
 //! 1. **Safety**: the cluster starts, clients work, faults come and go. Nothing that is wrong is excused, nothing that is slow is blamed.
 //! 2. **Heal**: all faults end, all machines start.
-//! 3. **Liveness**: every operation ends, the cluster comes to rest within bounded time, every acknowledged byte is read by a fresh client.
+//! 3. **Liveness**: every operation ends, the cluster comes to rest within bounded time, every acknowledged byte is read by a fresh client. If it
+//!    does not come to rest, it is read all the same: bytes that are lost are named before what is only late.
 //! 4. **Proof**: the namenode loses power once more and comes back with the same state.
 
 use std::cell::RefCell;
@@ -12,7 +13,9 @@ use std::rc::Rc;
 use super::cluster::{Cluster, Lying};
 use super::faults::Faults;
 use super::inspect::{self, Desk, Found, Look};
-use super::invariants::{acked_bytes, generations, log_is_truth, no_orphans, replicas, replication};
+use super::invariants::{
+    acked_bytes, generations, known_replicas, last_replica, log_is_truth, no_orphans, replicas, replication,
+};
 use super::machine::Machine;
 use super::plan::{Host, Plan};
 use super::trace::{self, all_well, note, violated};
@@ -45,6 +48,14 @@ pub struct Figures {
     pub operations: u64,
     /// Faults done.
     pub faults: u64,
+}
+
+/// What was found on a cluster that had its time to come to rest.
+struct Rest {
+    /// All files with their bytes, or why nothing can be read.
+    found: Result<BTreeMap<String, Found>, String>,
+    /// Invariant, and what does not hold.
+    wrong: Vec<(&'static str, String)>,
 }
 
 struct Run {
@@ -142,7 +153,7 @@ impl Run {
         }
     }
 
-    /// Has the inspector look.
+    /// Has the inspector look. It has a limit of its own.
     fn look(&mut self, bytes: bool) -> Result<Look, String> {
         self.desk.borrow_mut().wanted = Some(bytes);
         while all_well() {
@@ -155,57 +166,85 @@ impl Run {
     }
 
     fn liveness(&mut self) {
-        let Some(found) = self.rest("after the heal") else { return };
-        for client in &self.clients {
-            acked_bytes::check(&client.model.borrow(), &found, &client.machine.name);
-        }
-        if !all_well() {
-            return;
-        }
+        let rest = self.rest("after the heal");
+        let Some(found) = self.judge(rest) else { return };
         note("proof", "the namenode loses power");
         self.cluster.machines[&Host::Namenode].disk.crash();
         self.cluster.take_down(Host::Namenode, 200);
-        if let Some(again) = self.rest("after the last restart") {
+        let rest = self.rest("after the last restart");
+        if let Some(again) = self.judge(rest) {
             log_is_truth::check(&found, &again);
         }
     }
 
-    /// Waits until nothing is left to do, and reads all.
-    fn rest(&mut self, when: &str) -> Option<BTreeMap<String, Found>> {
-        let limit_ms = self.cluster.now_ms() + REST_MS;
-        loop {
-            let mut wrong = match self.look(false) {
-                Err(error) => vec![format!("the inspector: {error}")],
-                Ok(look) => {
-                    let disks = replicas::on_disks(&self.cluster);
-                    let mut wrong = replication::check(&look.report, &look.files, self.cluster.shape.datanodes);
-                    wrong.extend(generations::check(&look.files, &disks));
-                    wrong.extend(no_orphans::check(&look.files, &disks));
-                    wrong
+    /// Names what is wrong, what was lost before what is only late; returns all files if all is well.
+    fn judge(&self, rest: Rest) -> Option<BTreeMap<String, Found>> {
+        match &rest.found {
+            Ok(found) => {
+                for client in &self.clients {
+                    acked_bytes::check(&client.model.borrow(), found, &client.machine.name);
                 }
-            };
-            if !all_well() {
-                return None;
+                let models: Vec<_> = self.clients.iter().map(|client| client.model.borrow()).collect();
+                let models: Vec<_> = models.iter().map(|model| &**model).collect();
+                last_replica::check(&models, found, &self.cluster);
             }
-            if wrong.is_empty() {
-                break;
+            Err(why) if all_well() => {
+                let models = self.clients.iter().map(|client| client.model.borrow());
+                let sure: Vec<u64> = models.flat_map(|model| acked_bytes::promised(&model)).collect();
+                let (files, bytes) = (sure.len(), sure.iter().sum::<u64>());
+                violated("acked_bytes", format!("{files} files with {bytes} acknowledged bytes cannot be read: {why}"));
             }
-            if self.cluster.now_ms() > limit_ms {
-                wrong.truncate(8);
-                violated("comes_to_rest", format!("{when}, not within {} s: {}", REST_MS / 1_000, wrong.join("; ")));
-                return None;
+            Err(_) => {}
+        }
+        for (invariant, text) in &rest.wrong {
+            violated(invariant, text);
+        }
+        rest.found.ok().filter(|_| all_well())
+    }
+
+    /// What is not as it shall be on a quiet cluster.
+    fn restless(&mut self) -> Vec<(&'static str, String)> {
+        let look = match self.look(false) {
+            Ok(look) => look,
+            Err(error) => return vec![("comes_to_rest", format!("the inspector: {error}"))],
+        };
+        let disks = replicas::on_disks(&self.cluster);
+        let found = [
+            ("generations", generations::check(&look.files, &disks)),
+            ("known_replicas", known_replicas::check(&look.files, &disks)),
+            ("no_orphans", no_orphans::check(&look.files, &disks)),
+            ("replication", replication::check(&look.report, &look.files, self.cluster.shape.datanodes)),
+        ];
+        found.into_iter().flat_map(|(invariant, texts)| texts.into_iter().map(move |text| (invariant, text))).collect()
+    }
+
+    /// Waits until nothing is left to do, and reads all, whether that was so or not.
+    fn rest(&mut self, when: &str) -> Rest {
+        let limit_ms = self.cluster.now_ms() + REST_MS;
+        let wrong = loop {
+            let wrong = self.restless();
+            if wrong.is_empty() || !all_well() || self.cluster.now_ms() > limit_ms {
+                break wrong;
             }
             for _ in 0..50 {
                 self.step();
             }
+        };
+        if wrong.is_empty() {
+            note("rest", format!("all is at rest {when}"));
         }
-        note("rest", format!("all is at rest {when}"));
-        match self.look(true) {
-            Ok(look) => Some(look.files),
-            Err(error) => {
-                violated("comes_to_rest", format!("{when}: the inspector cannot read: {error}"));
-                None
-            }
+        let late = |(invariant, text)| (invariant, format!("{when}, not within {} s: {text}", REST_MS / 1_000));
+        let mut wrong: Vec<(&'static str, String)> = wrong.into_iter().map(late).collect();
+        let found = self.look(true).map(|look| look.files).map_err(|error| {
+            let machines = self.cluster.machines.iter();
+            let silent = machines.filter(|(_, machine)| !machine.trouble.borrow().is_empty());
+            let silent =
+                silent.map(|(host, machine)| format!("{} does not start: {}", host.name(), machine.trouble.borrow()));
+            std::iter::once(error).chain(silent).collect::<Vec<_>>().join("; ")
+        });
+        if let Err(error) = &found {
+            wrong.push(("comes_to_rest", format!("{when}: {error}")));
         }
+        Rest { found, wrong }
     }
 }

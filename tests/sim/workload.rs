@@ -384,7 +384,8 @@ impl Client {
 
     async fn replicate(&self, fs: &FileSystem) {
         let Some((path, _)) = self.model.borrow().some_closed(&self.entropy) else { return };
-        let replication = 2 + self.entropy.below(2) as u32;
+        let least = self.shape.least_replicas;
+        let replication = least + self.entropy.below(u64::from(4 - least)) as u32;
         self.model.borrow_mut().begin(Pending::Ask);
         let result = fs.set_replication(&path, replication).await;
         self.settle(&format!("setrep {path} {replication}"), &result, &[]);

@@ -112,6 +112,11 @@ impl SimDisk {
         self.state().faults.clear();
     }
 
+    /// Whether there is a file of this name, durable or not. No operation of a process: it meets no fault.
+    pub fn has(&self, path: &Path) -> bool {
+        matches!(self.state().content.names.find(path), Some(Entry::File(_)))
+    }
+
     /// Syncs so far.
     pub fn syncs(&self) -> u64 {
         self.state().syncs

@@ -3,14 +3,23 @@
 use std::collections::BTreeMap;
 
 use crate::inspect::Found;
-use crate::oracle::Model;
+use crate::oracle::{Known, Model};
 use crate::trace::violated;
+
+/// Bytes that must be there, of each file that must be there.
+pub fn promised(model: &Model) -> Vec<u64> {
+    let sure = model.files.values().filter_map(|known| match known {
+        Known::Sure(file) => Some(file.least),
+        Known::Unsure(_) => None,
+    });
+    sure.collect()
+}
 
 /// Compares all files that a fresh client read after the heal with what the client `who` knows.
 pub fn check(model: &Model, found: &BTreeMap<String, Found>, who: &str) {
     for (path, known) in &model.files {
         let verdict = match found.get(path) {
-            Some(Found { bytes: Err(error), .. }) => Err(error.clone()),
+            Some(Found { bytes: Err(error), .. }) => Err(format!("it cannot be read: {error}")),
             Some(Found { bytes: Ok(bytes), .. }) => known.allows(Some(bytes)),
             None => known.allows(None),
         };

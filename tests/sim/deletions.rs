@@ -1,0 +1,72 @@
+//! What datanodes take off their disks: which deletion was that of a block's last replica.
+//!
+//! Disks are watched from outside: what a process answers to the namenode, or thinks of its disk, plays no part.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use cairn_common::simdisk::SimDisk;
+use cairn_proto::blockfile;
+
+use super::trace::{note, now_ms};
+
+/// A finalized replica that was deleted when no other disk held one of the same generation and length.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// Host.
+    pub host: String,
+    /// Block.
+    pub id: i64,
+    /// Generation.
+    pub generation: u64,
+    /// Virtual ms.
+    pub at_ms: u64,
+}
+
+#[derive(Default)]
+struct Watch {
+    disks: Vec<(String, SimDisk)>,
+    damaged: BTreeSet<(String, PathBuf)>,
+    last: Vec<Deletion>,
+}
+
+thread_local! {
+    static WATCH: RefCell<Watch> = RefCell::default();
+}
+
+/// This disk belongs to a datanode.
+pub fn watch(host: &str, disk: &SimDisk) {
+    WATCH.with_borrow_mut(|watch| watch.disks.push((host.to_owned(), disk.clone())));
+}
+
+/// Bits of this file were flipped: it is no replica any more that could be lost, or stand in for another.
+pub fn damaged(host: &str, path: &Path) {
+    WATCH.with_borrow_mut(|watch| watch.damaged.insert((host.to_owned(), path.to_owned())));
+}
+
+/// A process removed a file, or put it away (`to`).
+pub fn removed(host: &str, path: &Path, to: Option<&Path>) {
+    let is_final = |path: &Path| path.components().any(|part| part.as_os_str() == "finalized");
+    if !is_final(path) || to.is_some_and(is_final) {
+        return;
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let Some((id, generation, Some(_))) = blockfile::parse_name(&name) else { return };
+    WATCH.with_borrow_mut(|watch| {
+        let good = |host: &str| !watch.damaged.contains(&(host.to_owned(), path.to_owned()));
+        // All datanodes have the same folders, so a replica of the same block lies under the same path.
+        let holds = |(other, disk): &(String, SimDisk)| other != host && good(other) && disk.has(path);
+        if !watch.disks.iter().any(|(other, _)| other == host) || !good(host) || watch.disks.iter().any(holds) {
+            return;
+        }
+        note(host, format!("takes the last replica of block {} off its disk", id.0));
+        let (host, generation) = (host.to_owned(), generation.0);
+        watch.last.push(Deletion { host, id: id.0, generation, at_ms: now_ms() });
+    });
+}
+
+/// Deletions of last replicas so far.
+pub fn of_last_replicas() -> Vec<Deletion> {
+    WATCH.with_borrow(|watch| watch.last.clone())
+}
