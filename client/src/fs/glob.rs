@@ -12,7 +12,9 @@ use super::{FileKind, FileStatus, FileSystem};
 
 /// A pattern may stand for so many alternatives, no more.
 const MAX_ALTERNATIVES: usize = 4_096;
-/// Longest pattern: what it stands for is held in memory, so its length counts once for each alternative.
+/// Bytes of all that a pattern stands for: it is held in memory at once.
+const MAX_EXPANDED_BYTES: usize = 8 << 20;
+/// Longest pattern.
 const MAX_PATTERN_BYTES: usize = 2 * cairn_proto::path::MAX_PATH_BYTES;
 
 /// One component without alternatives.
@@ -142,12 +144,21 @@ fn expand_braces(pattern: &str) -> Result<Vec<String>> {
     }
     let mut done = Vec::new();
     let mut open = vec![pattern.to_owned()];
+    let mut held = pattern.len();
     while let Some(text) = open.pop() {
         match first_group(pattern, &text)? {
             None => done.push(text),
             Some((from, to, alternatives)) => {
                 if done.len() + open.len() + alternatives.len() > MAX_ALTERNATIVES {
                     return Err(invalid(pattern, &format!("it stands for more than {MAX_ALTERNATIVES} alternatives")));
+                }
+                let around = text.len() - (to - from);
+                held -= text.len();
+                held += alternatives.iter().map(|one| around + one.len()).sum::<usize>();
+                if held > MAX_EXPANDED_BYTES {
+                    let shown: String = pattern.chars().take(120).collect();
+                    let why = format!("its alternatives take more than {MAX_EXPANDED_BYTES} bytes together");
+                    return Err(invalid(&shown, &why));
                 }
                 let expanded = alternatives.iter().map(|one| format!("{}{one}{}", &text[..from], &text[to..]));
                 open.extend(expanded);
@@ -314,6 +325,9 @@ mod tests {
             assert!(error.message().contains(why), "{pattern:?} said {error}");
         }
         assert!(expand_braces(&"{a,b}".repeat(20)).is_err(), "a million alternatives");
+        let few_but_long = format!("/{}{}", "{a,b}".repeat(11), "x".repeat(MAX_PATTERN_BYTES - 100));
+        let error = expand_braces(&few_but_long).unwrap_err();
+        assert!(error.message().contains("together") && error.message().len() < 500, "{error}");
     }
 
     #[test]
