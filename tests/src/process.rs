@@ -1,5 +1,7 @@
 //! Processes of a cluster, by id, guarded against ids that were given to another process meanwhile.
 
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 /// A process that a cluster started.
@@ -46,6 +48,26 @@ impl Process {
             // SAFETY: only sends a signal.
             unsafe { libc::kill(self.pid as i32, signal) };
         }
+    }
+
+    /// Where its open IPv4 connections lead to.
+    pub fn peers(&self) -> BTreeSet<SocketAddrV4> {
+        let Ok(files) = std::fs::read_dir(format!("/proc/{}/fd", self.pid)) else { return BTreeSet::new() };
+        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        let sockets: BTreeSet<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let peer = |line: &str| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let (remote, state, inode) = (fields.get(2)?, fields.get(3)?, fields.get(9)?);
+            let (ip, port) = remote.split_once(':')?;
+            let address = SocketAddrV4::new(
+                Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes()),
+                u16::from_str_radix(port, 16).ok()?,
+            );
+            let is_open = *state == "01";
+            (is_open && sockets.contains(&format!("socket:[{inode}]"))).then_some(address)
+        };
+        table.lines().skip(1).filter_map(peer).collect()
     }
 
     /// The command line that it was started with.

@@ -40,7 +40,7 @@ impl Run {
         let process = crate::process::Process::of(child.id());
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || send.send(child.wait_with_output()));
-        match receive.recv_timeout(deadline) {
+        match receive.recv_timeout(crate::wait::stretched(deadline)) {
             Ok(output) => Self::ended(line.to_owned(), output.unwrap()),
             Err(_) => {
                 process.inspect(|process| process.signal(libc::SIGKILL));

@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cairn_client::fs::{ClientSettings, FileSystem, LocatedBlock};
+use cairn_common::Env;
 use cairn_tests::cluster::files_below;
 use cairn_tests::{Cluster, ClusterOptions, Member, data, wait_for, wait_until};
 use serde_json::Value;
@@ -90,6 +92,8 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     let (wanted, expected) = (last_txid(&cluster), listing(&cluster));
     cluster.put("/later", &data::random(3, 600_000), &["--replication", "4"]);
     let unknown = cluster.blocks("/later")[0]["id"].to_string().trim_matches('"').to_owned();
+    let future = Future::of(&cluster, "/later");
+    assert_eq!(future.served(), 4);
     cluster.cairn(&["mv", "/kept", "/moved"]).ok();
     thousand(&cluster, "more");
     wait_archived(&cluster);
@@ -143,9 +147,43 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     wait_until("all four have put it away, the one that was away too", Duration::from_secs(60), || {
         (0..4).all(|at| held(&cluster, at, false) == 0 && held(&cluster, at, true) == 1)
     });
+    cluster.cairn(&["cat", "/later"]).fails_naming(1, &["/later"]);
+    assert_eq!(future.served(), 0, "not even to somebody who knows block, generation and node");
     assert_eq!(cluster.cat("/kept"), kept);
 
     old_namenode_is_fenced(&mut cluster, &lost);
+}
+
+/// Replicas of a file as somebody knew them who has not heard of the restore.
+struct Future {
+    runtime: tokio::runtime::Runtime,
+    fs: FileSystem,
+    located: Vec<LocatedBlock>,
+}
+
+impl Future {
+    fn of(cluster: &Cluster, path: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (fs, located) = runtime.block_on(async {
+            let settings = ClientSettings::at(&*cluster.namenode.addr);
+            let fs = FileSystem::connect(Env::system(), settings).await.unwrap();
+            let located = fs.block_locations(path, 0, 0).await.unwrap();
+            (fs, located)
+        });
+        Self { runtime, fs, located }
+    }
+
+    /// How many of these replicas their datanodes still give out.
+    fn served(&self) -> usize {
+        let mut served = 0;
+        for located in &self.located {
+            let block = located.block.clone().unwrap_or_default();
+            for replica in &located.replicas {
+                served += usize::from(self.runtime.block_on(self.fs.replica_info(replica, &block, true)).is_ok());
+            }
+        }
+        served
+    }
 }
 
 /// What must not be restored, or cannot be: one clear line each, and nothing is changed.
@@ -174,6 +212,12 @@ fn refused_restores(cluster: &Cluster, backup: &Path, lost: &Path, last: u64) {
     std::fs::create_dir(&stranger).unwrap();
     std::fs::write(stranger.join("ARCHIVE"), "kind = \"archive\"\ncluster_id = \"another-cluster\"\n").unwrap();
     run(&|member| set_flag(member, "--log", &text(&stranger))).fails_naming(1, &["archive of cluster another-cluster"]);
+    // A backup of another cluster does not go with this one's archive.
+    let other = Cluster::start(ClusterOptions::new(1, 1));
+    let foreign = other.path("foreign");
+    other.cairn(&["admin", "checkpoint"]).ok();
+    other.cairn(&["admin", "backup", &text(&foreign)]).ok();
+    run(&|member| set_flag(member, "--restore", &text(&foreign))).fails_naming(1, &["archive of cluster"]);
     // The namenode of another cluster is not restored over the archive of this one, and does not archive into it.
     run(&|member| {
         for flag in ["--restore", "--log"] {
