@@ -50,6 +50,9 @@ fn patience_ms(count: u32) -> u64 {
 struct Attempt {
     count: u32,
     deadline_ms: u64,
+    /// Generation of the newest order, and what was known of the replicas that it names.
+    generation: u64,
+    asked: Vec<SeenReplica>,
 }
 
 /// A file that waits for its blocks.
@@ -216,9 +219,11 @@ impl Core {
         }
         let deadline_ms = self.now_ms + patience_ms(count + 1);
         self.order_recovery(turn, file, id, &candidates)?;
+        let asked = self.blocks.open.get(&id).map_or(Vec::new(), |open| open.seen.clone());
         let attempt = self.recoveries.files.entry(file).or_default().blocks.entry(id).or_default();
         attempt.count = attempt.count.saturating_add(1);
         attempt.deadline_ms = deadline_ms;
+        (attempt.generation, attempt.asked) = (self.counters.generation, asked);
         Ok(Some(deadline_ms))
     }
 
@@ -317,12 +322,8 @@ impl Core {
         let held = recovered.storage_ids.iter().any(|name| self.nodes.find_storage(name).is_some());
         self.unsynced.reset();
         if !held {
-            if length == 0
-                && let Some(attempt) = self.recoveries.files.get_mut(&file).and_then(|it| it.blocks.get_mut(&id))
-            {
-                // All that were asked have nothing of it: they need not be asked again.
-                (attempt.count, attempt.deadline_ms) = (MAX_ATTEMPTS, self.now_ms);
-                let _ = self.take_over(turn, file);
+            if length == 0 {
+                self.nothing_found(turn, file, id, generation);
             }
             return Ok(());
         }
@@ -350,6 +351,28 @@ impl Core {
         // A fault in what follows is none of the datanode; the file gets its next turn later.
         let _ = self.take_over(turn, file);
         Ok(())
+    }
+
+    /// All that were asked for a block have nothing of it: they need not be asked again.
+    fn nothing_found(&mut self, turn: &mut Turn<'_>, file: u64, id: u64, generation: u64) {
+        let attempt = self.recoveries.files.get_mut(&file).and_then(|it| it.blocks.get_mut(&id));
+        let Some(attempt) = attempt else { return };
+        let asked = if attempt.generation == generation { std::mem::take(&mut attempt.asked) } else { Vec::new() };
+        // A replica that went without a word would be asked for again and again. What was said since stays.
+        for seen in asked {
+            if let Some(open) = self.blocks.open.get_mut(&id) {
+                open.seen.retain(|other| *other != seen);
+            }
+            self.settle_membership(id, seen.storage);
+        }
+        if !self.is_nowhere(id) {
+            // Somebody who is away may have it: the next attempt waits for its time.
+            return;
+        }
+        if let Some(attempt) = self.recoveries.files.get_mut(&file).and_then(|it| it.blocks.get_mut(&id)) {
+            (attempt.count, attempt.deadline_ms) = (MAX_ATTEMPTS, self.now_ms);
+        }
+        let _ = self.take_over(turn, file);
     }
 
     /// Replicas of a finished block have a newer generation: it is the block's from now on, or none of them would count.

@@ -223,7 +223,7 @@ impl Core {
     }
 
     /// The set of a storage holds a block exactly if anything of it is known there.
-    fn settle_membership(&mut self, id: u64, storage: StorageIndex) {
+    pub(super) fn settle_membership(&mut self, id: u64, storage: StorageIndex) {
         if !self.blocks.known_on(id, storage) {
             self.nodes.storage_mut(storage).blocks.remove(id);
         }

@@ -158,6 +158,32 @@ fn a_block_that_no_datanode_has_goes_as_soon_as_they_say_so() {
 }
 
 #[test]
+fn a_replica_that_went_without_a_word_keeps_no_file_open() {
+    let mut world = cluster();
+    world.write("/f", 3, 1);
+    let inode = append(&mut world, "root", "/f", WRITER).unwrap().status.unwrap().inode;
+    let located = world.add_block(inode, 1, &[]).unwrap();
+    let block = located.block.clone().unwrap();
+    let holder = world.at(&located.replicas[0].node_id);
+    world.hold(holder, block.id as u64, (block.generation, 0, pb::ReplicaState::BeingWritten));
+    // Its writer left at once, and the datanode dropped what was empty.
+    world.nodes[holder].held.remove(&(block.id as u64));
+    assert!(!recover_lease(&mut world, "/f").unwrap().closed);
+    let edits = world.log.len();
+    for at in 0..6 {
+        for order in world.heartbeat(at).unwrap() {
+            let Order::Recover(order) = order else { continue };
+            let (block, new_generation) = (order.block, order.new_generation);
+            let nothing = pb::BlockRecovered { block, new_generation, length: 0, storage_ids: Vec::new() };
+            world.report(at, Report::Recovered(nothing));
+        }
+    }
+    let status = world.status("/f").unwrap();
+    assert_eq!((status.open, status.length), (false, BLOCK));
+    assert_eq!(world.log.len(), edits + 2, "the block goes, the file is closed");
+}
+
+#[test]
 fn a_block_on_nodes_that_never_come_back_is_given_up_after_a_day() {
     let day = 24 * 3_600_000;
     let mut world = cluster();
