@@ -210,11 +210,9 @@ impl File for WatchedFile {
     }
 }
 
-/// Whether somebody is told that what is in this file is safe: bytes of blocks, edits.
+/// Whether somebody is told that what is in this file is safe: all but the `VERSION` files, without which nothing would start.
 fn is_acknowledged(path: &Path) -> bool {
-    let part =
-        |part: std::path::Component<'_>| ["rbw", "tmp", "finalized"].iter().any(|folder| part.as_os_str() == *folder);
-    path.components().any(part) || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("edits_"))
+    path.file_name().is_none_or(|name| !name.to_string_lossy().contains("VERSION"))
 }
 
 impl Fs for Watched {
