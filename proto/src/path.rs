@@ -53,9 +53,14 @@ pub fn components(path: &str) -> Result<Vec<&str>> {
     Ok(parts)
 }
 
+/// Folder of what jobs bring along (executables, cache files), each file under the SHA-256 of its content. Whoever asks for it first has the namenode make
+/// it, for everybody to add to.
+pub const PROGRAMS: &str = "/.cairn/programs";
+
 /// Refuses paths that belong to the system, for operations that create or change an entry.
 pub fn check_not_reserved(path: &str, parts: &[&str]) -> Result<()> {
-    let system = matches!(parts.first(), Some(&".reserved" | &".cairn"));
+    let programs = matches!(parts, [".cairn", "programs"] | [".cairn", "programs", _]);
+    let system = matches!(parts.first(), Some(&".reserved" | &".cairn")) && !programs;
     if system || parts.contains(&".snapshot") {
         return Err(invalid(path, "the name is reserved for the system"));
     }
@@ -139,5 +144,9 @@ mod tests {
             assert!(check_not_reserved(path, &components(path).unwrap()).is_err(), "{path}");
         }
         assert!(check_not_reserved("/a/.cairn", &["a", ".cairn"]).is_ok());
+        assert!(check_not_reserved(PROGRAMS, &components(PROGRAMS).unwrap()).is_ok());
+        for (path, ok) in [("/.cairn/programs/ab", true), ("/.cairn/programs/a/b", false), ("/.cairn/other", false)] {
+            assert_eq!(check_not_reserved(path, &components(path).unwrap()).is_ok(), ok, "{path}");
+        }
     }
 }

@@ -22,6 +22,7 @@ use super::node::{Command, LinkTarget, News, NodeLink, NodeNews};
 use super::plan::{self, Prepared};
 use super::report::{JobReport, JobState, Locality, MapSummary, PhaseTimes, ReduceSummary, TaskReport};
 use super::scheduler::{AfterSuccess, Assignment, Scheduler, Standing};
+use super::ship::{CacheFile, Executable};
 use super::spec::{JobObserver, JobProgress, JobSpec, Phase};
 use crate::fs::{CreateOptions, FileSystem, RenameMode};
 use crate::mapreduce::{Counters, counter};
@@ -132,6 +133,8 @@ impl<'a> Driver<'a> {
             output_replication: spec.output_replication,
             output_block_size: spec.output_block_size,
             maps: prepared.splits.len() as u32,
+            executable: spec.executable.as_ref().map(Executable::to_wire),
+            cache_files: spec.cache_files.iter().map(CacheFile::to_wire).collect(),
         };
         let totals = JobProgress {
             maps: prepared.splits.len() as u32,

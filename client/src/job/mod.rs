@@ -19,18 +19,22 @@
 //! ```
 
 mod driver;
+mod launch;
 mod node;
 mod plan;
 mod report;
 mod scheduler;
+mod ship;
 mod spec;
 mod splits;
 pub mod worker;
 
 pub use driver::run;
+pub use launch::{Jobs, Launcher, main, main_with};
 pub use plan::{JobPlan, PlannedTask, plan};
 pub use report::{
     ByteSummary, JobReport, JobState, Locality, MapSummary, NodeTasks, PhaseTimes, RecordSummary, ReduceSummary,
     TaskReport,
 };
+pub use ship::{CacheFile, Executable, Shipped, store, target};
 pub use spec::{DEFAULT_TASK_MEMORY, JobControl, JobObserver, JobProgress, JobSpec, MAX_ATTEMPTS, Phase};

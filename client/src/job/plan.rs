@@ -23,7 +23,7 @@ pub(super) struct Prepared {
 
 /// Looks at the input and at the cluster.
 pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared> {
-    let format = spec.program()?.input();
+    let format = spec.format()?;
     let mut splits = Vec::new();
     if !matches!(format, InputFormat::Generated { .. }) {
         let files = splits::input_files(fs, &spec.inputs).await?;

@@ -7,8 +7,9 @@ use cairn_proto::{Error, ErrorCode, Result};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::ship::{CacheFile, Executable};
+use crate::mapreduce::InputFormat;
 use crate::mapreduce::builtin::{self, property};
-use crate::mapreduce::{InputFormat, Program};
 
 /// Default memory limit of a task.
 pub const DEFAULT_TASK_MEMORY: u64 = 256 << 20;
@@ -21,7 +22,7 @@ const MIN_TASK_MEMORY: u64 = 64 << 20;
 pub struct JobSpec {
     /// For people.
     pub name: String,
-    /// Built-in program: "wordcount" or "grep".
+    /// Which program: a built-in one, or one of the executable's.
     pub kind: String,
     /// The program's parameters ([`builtin::property`]).
     pub properties: BTreeMap<String, String>,
@@ -39,6 +40,12 @@ pub struct JobSpec {
     pub output_block_size: u64,
     /// Largest split, bytes; 0: whole blocks.
     pub split_bytes: u64,
+    /// The program's own executable; `None`: the tasks run a built-in program. Set by [`super::Launcher`].
+    pub executable: Option<Executable>,
+    /// What the records of the input of such a program are. Set by [`super::Launcher`].
+    pub input_format: InputFormat,
+    /// Files that every task finds on its local disk ([`crate::mapreduce::TaskContext::cache_file`]).
+    pub cache_files: Vec<CacheFile>,
 }
 
 impl JobSpec {
@@ -55,6 +62,9 @@ impl JobSpec {
             output_replication: 0,
             output_block_size: 0,
             split_bytes: 0,
+            executable: None,
+            input_format: InputFormat::Lines,
+            cache_files: Vec::new(),
         }
     }
 
@@ -78,7 +88,7 @@ impl JobSpec {
     /// Checks what can be checked without a cluster.
     pub fn validate(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::new(ErrorCode::InvalidArgument, text));
-        let format = self.program()?.input();
+        let format = self.format()?;
         let generated = matches!(format, InputFormat::Generated { .. });
         if self.inputs.is_empty() != generated {
             let text = if generated {
@@ -98,15 +108,19 @@ impl JobSpec {
                 self.memory_limit
             ));
         }
+        self.cache_files.iter().try_for_each(CacheFile::check)?;
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
         }
         Ok(())
     }
 
-    /// The program, as the tasks will make it.
-    pub(super) fn program(&self) -> Result<Box<dyn Program>> {
-        builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1))
+    /// What the records of its input are.
+    pub(super) fn format(&self) -> Result<InputFormat> {
+        if self.executable.is_some() {
+            return Ok(self.input_format);
+        }
+        Ok(builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1))?.input())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod collect;
 mod collect_tests;
 mod context;
 mod counters;
+pub mod encode;
 mod format;
 pub mod grep;
 pub mod input;
@@ -30,8 +31,10 @@ pub mod run;
 pub mod sort;
 pub mod table;
 pub mod text;
+pub mod typed;
 pub mod wordcount;
 
+pub use crate::job::{Jobs, Launcher, main, main_with};
 pub use cairn_proto::{Error, ErrorCode, Result};
 pub use collect::Collector;
 pub use context::{BlockingReader, BlockingWriter, TaskContext, TaskFiles, TaskInput, TaskKind};

@@ -275,6 +275,8 @@ impl Owner {
             node_id: self.name.node_id.clone(),
             host: self.name.host.clone(),
             rack: self.name.rack.clone(),
+            // No job has a name that starts with a dot.
+            cache_dir: text_of(&self.root.join(".cache")),
         };
         self.next_worker += 1;
         let number = self.next_worker;

@@ -1,9 +1,10 @@
 //! Operations on entries of directories: mkdirs, rename, delete.
 
-use cairn_proto::path::check_not_reserved;
+use cairn_proto::path::{PROGRAMS, check_not_reserved};
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
+use super::event::Caller;
 use super::inode::{Inode, MODE_MASK};
 use super::permissions::{WRITE, Who};
 use super::tree::{ROOT, Resolved};
@@ -53,6 +54,9 @@ impl Core {
             }
             return Ok(pb::MkdirsResponse { status: self.status(id, path) });
         }
+        if path == PROGRAMS {
+            return self.make_programs(turn, who, &resolved);
+        }
         if !request.create_parents && resolved.parent().is_none() {
             let parent = resolved.prefix(resolved.parts.len() - 1);
             return Err(fail(ErrorCode::FileNotFound, path, format!("Parent directory doesn't exist: {parent}")));
@@ -62,6 +66,20 @@ impl Core {
         let parent = self.make_parents(turn, who, &resolved, above)?;
         let id = self.make_directory(turn, who, parent, resolved.name(), request.permission, Carries::Answer)?;
         Ok(pb::MkdirsResponse { status: self.status(id, path) })
+    }
+
+    /// The folder of what jobs bring along belongs to the superuser, whoever asks for it, and everybody may add to it.
+    fn make_programs(
+        &mut self,
+        turn: &mut Turn<'_>,
+        who: &Who<'_>,
+        resolved: &Resolved<'_>,
+    ) -> Result<pb::MkdirsResponse, Error> {
+        let caller = Caller { user: self.facts.superuser.clone(), ..who.caller.clone() };
+        let system = Who { caller: &caller, superuser: true };
+        let parent = self.make_parents(turn, &system, resolved, 0o755)?;
+        let id = self.make_directory(turn, &system, parent, resolved.name(), 0o1777, Carries::Answer)?;
+        Ok(pb::MkdirsResponse { status: self.status(id, PROGRAMS) })
     }
 
     /// Makes the missing directories above the last component; returns the one that will hold it.

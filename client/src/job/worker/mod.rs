@@ -5,11 +5,16 @@
 //! [`pb::WorkerReport`]s. Standard output itself is turned to standard error first thing, so that nothing that user code prints gets in between.
 //! The process ends when its standard input does. It keeps its connection to the namenode over all its tasks.
 //!
+//! A job with an executable of its own makes the node's worker fetch, check and become that ([`program`]); what is served then is the same, with
+//! the programs of that executable. What cannot be served is told with every task, so that the driver hears why.
+//!
 //! # Memory
 //! A task's buffers are shares of the job's limit ([`Shares`]); readers and writers of files have fixed windows.
 
+mod cache;
 mod map;
 mod output;
+mod program;
 mod reduce;
 mod shuffle;
 
@@ -30,6 +35,8 @@ use cairn_proto::{Error, ErrorCode, Result, dataplane, pb};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::OnceCell;
 
+use cache::NodeCache;
+
 use crate::fs::{ClientSettings, FileSystem};
 use crate::mapreduce::output::WrittenFile;
 use crate::mapreduce::{Counters, Program, Shares, TaskContext, TaskFiles, TaskKind, UserCounters, builtin};
@@ -42,10 +49,29 @@ const PIECES: usize = 4;
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 const WRITE_WINDOW_BYTES: u64 = 8 << 20;
 
+pub use program::WORKER_ARGUMENT;
+
+/// Makes the program of a job by its kind and properties.
+pub type MakeProgram = dyn Fn(&str, &BTreeMap<String, String>, u32) -> Result<Box<dyn Program>> + Send + Sync;
+
 /// Serves as a task worker until standard input ends; what `cairn task-worker` does.
 pub async fn worker_main() -> ExitCode {
     telemetry::init("warn");
-    match serve().await {
+    ended(serve_or_become().await)
+}
+
+/// The same in a job's own executable, which a node's worker has become. `descriptor`: the argument after [`WORKER_ARGUMENT`].
+pub async fn program_worker_main(descriptor: &str, make: &MakeProgram) -> ExitCode {
+    telemetry::init("warn");
+    let served = async {
+        let place = program::handed_on(descriptor)?;
+        serve(orders_pipe()?, Reports::take_stdout()?, Context::new(place, make)).await
+    };
+    ended(served.await)
+}
+
+fn ended(served: Result<()>) -> ExitCode {
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("task worker: {error}");
@@ -54,26 +80,72 @@ pub async fn worker_main() -> ExitCode {
     }
 }
 
-async fn serve() -> Result<()> {
-    let reports = Reports::take_stdout()?;
+async fn serve_or_become() -> Result<()> {
     let mut orders = orders_pipe()?;
-    let mut context: Option<Arc<Context>> = None;
-    loop {
-        let order = match read_message::<pb::WorkerOrder>(&mut orders, "the datanode").await {
-            Ok(order) => order,
-            // The datanode has let go of this worker.
-            Err(error) if error.code() == ErrorCode::Unreachable => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        match (order.order, &context) {
-            (Some(Order::Job(job)), None) => context = Some(Arc::new(Context::new(job)?)),
-            (Some(Order::Task(task)), Some(context)) => {
-                let report = run_reporting(Arc::clone(context), task, &reports).await;
-                reports.send(report)?;
-            }
-            _ => return Err(Error::new(ErrorCode::InvalidArgument, "an order out of turn")),
-        }
+    let place = match next_order(&mut orders).await? {
+        Some(Order::Job(place)) => place,
+        Some(_) => return Err(out_of_turn()),
+        None => return Ok(()),
+    };
+    let context = match place.job.as_ref().and_then(|job| job.executable.as_ref()) {
+        Some(executable) => Err(become_executable(&place, executable).await),
+        None => Context::new(place, &builtin::program),
+    };
+    serve(orders, Reports::take_stdout()?, context).await
+}
+
+/// Fetches the job's executable and goes on as that. Returns only if it cannot.
+async fn become_executable(place: &pb::WorkerJob, executable: &pb::Executable) -> Error {
+    let fetched = async {
+        program::check_target(executable, &place.host)?;
+        let env = Env::system();
+        let fs = connect(&env, place).await?;
+        NodeCache::new(env, place.cache_dir.clone().into()).get(&fs, &executable.path, &executable.sha256).await
+    };
+    match fetched.await {
+        Ok((file, _)) => program::become_program(&file, &executable.path, place),
+        Err(error) => error,
     }
+}
+
+fn out_of_turn() -> Error {
+    Error::new(ErrorCode::InvalidArgument, "an order out of turn")
+}
+
+/// The next order; `None` when the datanode has let go of this worker.
+async fn next_order(orders: &mut Receiver) -> Result<Option<Order>> {
+    match read_message::<pb::WorkerOrder>(orders, "the datanode").await {
+        Ok(order) => order.order.map(Some).ok_or_else(out_of_turn),
+        Err(error) if error.code() == ErrorCode::Unreachable => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs what is ordered. A job that cannot be served fails each of its tasks.
+async fn serve(mut orders: Receiver, reports: Reports, context: Result<Context>) -> Result<()> {
+    let context = context.map(Arc::new);
+    while let Some(order) = next_order(&mut orders).await? {
+        let Order::Task(task) = order else { return Err(out_of_turn()) };
+        let report = match &context {
+            Ok(context) => run_reporting(Arc::clone(context), task, &reports).await,
+            Err(error) => failure(Failed::from(error.clone())),
+        };
+        reports.send(report)?;
+    }
+    Ok(())
+}
+
+async fn connect(env: &Env, place: &pb::WorkerJob) -> Result<FileSystem> {
+    let job = place.job.clone().unwrap_or_default();
+    let settings = ClientSettings {
+        user: Some(job.user),
+        local_node: Some(place.node_id.clone()),
+        local_rack: Some(place.rack.clone()),
+        read_ahead_bytes: READ_AHEAD_BYTES,
+        write_window_bytes: WRITE_WINDOW_BYTES,
+        ..ClientSettings::at(job.namenode)
+    };
+    FileSystem::connect(env.clone(), settings).await
 }
 
 /// Standard input, which must be the pipe of a datanode.
@@ -117,13 +189,15 @@ struct Context {
     program: Arc<dyn Program>,
     shares: Shares,
     files: OnceCell<FileSystem>,
+    /// Local paths of the job's cache files, once they are there.
+    cached: OnceCell<Arc<BTreeMap<String, PathBuf>>>,
 }
 
 impl Context {
-    fn new(mut place: pb::WorkerJob) -> Result<Self> {
-        let job = place.job.take().unwrap_or_default();
+    fn new(place: pb::WorkerJob, make: &MakeProgram) -> Result<Self> {
+        let job = place.job.clone().unwrap_or_default();
         let properties: BTreeMap<String, String> = job.properties.clone().into_iter().collect();
-        let program = builtin::program(&job.kind, &properties, job.reducers)?;
+        let program = make(&job.kind, &properties, job.reducers)?;
         let shares = Shares::of(job.memory_limit);
         Ok(Self {
             env: Env::system(),
@@ -133,6 +207,7 @@ impl Context {
             place,
             job,
             files: OnceCell::new(),
+            cached: OnceCell::new(),
         })
     }
 
@@ -151,7 +226,7 @@ impl Context {
             properties: Arc::clone(&self.properties),
             input: None,
             work_dir: task.work_dir.clone(),
-            cache_files: Arc::default(),
+            cache_files: Arc::clone(self.cached.get_or_try_init(|| self.fetch_cache_files()).await?),
             memory_limit: self.job.memory_limit,
             program_memory: shares.program,
             user_counters: task.user.clone(),
@@ -160,18 +235,37 @@ impl Context {
     }
 
     async fn files(&self) -> Result<&FileSystem> {
-        let connect = || {
-            let settings = ClientSettings {
-                user: Some(self.job.user.clone()),
-                local_node: Some(self.place.node_id.clone()),
-                local_rack: Some(self.place.rack.clone()),
-                read_ahead_bytes: READ_AHEAD_BYTES,
-                write_window_bytes: WRITE_WINDOW_BYTES,
-                ..ClientSettings::at(self.job.namenode.clone())
-            };
-            FileSystem::connect(self.env.clone(), settings)
-        };
-        self.files.get_or_try_init(connect).await
+        self.files.get_or_try_init(|| connect(&self.env, &self.place)).await
+    }
+
+    /// Puts the job's cache files into its folder on this node, where another worker may have put them already.
+    async fn fetch_cache_files(&self) -> Result<Arc<BTreeMap<String, PathBuf>>> {
+        let mut paths = BTreeMap::new();
+        if self.job.cache_files.is_empty() {
+            return Ok(Arc::new(paths));
+        }
+        let failed = |error: std::io::Error| Error::io("cannot keep the job's cache files", &error);
+        // A worker starts in its job's folder.
+        let folder = std::env::current_dir().map_err(failed)?.join("cache");
+        let (disk, made) = (Arc::clone(&self.env.fs), folder.clone());
+        self.env.work.io(move || disk.create_dir_all(&made)).await.map_err(failed)?;
+        let fs = self.files().await?;
+        let node = NodeCache::new(self.env.clone(), self.place.cache_dir.clone().into());
+        for file in &self.job.cache_files {
+            let target = folder.join(&file.name);
+            if !target.exists() && file.sha256.is_empty() {
+                let mode = if file.executable { 0o755 } else { 0o644 };
+                cache::fetch(&self.env, fs, &file.path, &target, mode).await?;
+            } else if !target.exists() {
+                let (_, entry) = node.get(fs, &file.path, &file.sha256).await?;
+                match std::fs::hard_link(entry, &target) {
+                    Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            paths.insert(file.name.clone(), target);
+        }
+        Ok(Arc::new(paths))
     }
 
     fn hello(&self) -> pb::Hello {
@@ -245,6 +339,10 @@ async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &R
         // The panic's own message is in the log.
         Err(panic) => Failed::from(Error::new(ErrorCode::TaskFailed, format!("the task panicked: {panic}"))),
     };
+    failure(failed)
+}
+
+fn failure(failed: Failed) -> Report {
     Report::Failure(pb::TaskFailure { error: Some(failed.error.to_wire()), lost: failed.lost, ..Default::default() })
 }
 

@@ -163,6 +163,22 @@ fn the_sticky_bit_protects_entries() {
 }
 
 #[test]
+fn everybody_may_add_what_jobs_bring_along() {
+    let mut world = World::new();
+    for path in ["/.cairn", "/.cairn/x", "/.cairn/programs/x/y"] {
+        assert_eq!(code(world.mkdirs("root", path, 0o755)), ErrorCode::InvalidPath, "{path}");
+    }
+    world.mkdirs("ann", "/.cairn/programs", 0o700).unwrap();
+    world.mkdirs("bob", "/.cairn/programs", 0o700).unwrap();
+    let status = world.status("/.cairn/programs").unwrap();
+    assert_eq!((&*status.owner, status.permission), ("root", 0o1777));
+    assert_eq!(world.status("/.cairn").unwrap().permission, 0o755);
+    world.mkdirs("ann", "/.cairn/programs/a", 0o755).unwrap();
+    assert_eq!(code(world.delete("bob", "/.cairn/programs/a", true)), ErrorCode::PermissionDenied);
+    assert_eq!(code(world.delete("ann", "/.cairn/programs", true)), ErrorCode::PermissionDenied);
+}
+
+#[test]
 fn times_and_replication_are_set() {
     let mut world = World::new();
     world.create("/f", 3).unwrap();

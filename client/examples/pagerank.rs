@@ -1,0 +1,137 @@
+//! PageRank: a driver that runs one job per iteration, each on the output of the one before.
+//!
+//! Input lines `page TAB page page ...` (the pages that it links to; each page has one line). The result, in `OUTPUT/final`, has lines
+//! `page TAB rank TAB page page ...`.
+//!
+//! ```text
+//! cargo run --example pagerank -- 127.0.0.1:8020 /links /ranks 20
+//! ```
+
+use std::process::ExitCode;
+
+use cairn_client::fs::{ClientSettings, FileSystem, RenameMode};
+use cairn_client::job::{JobReport, JobSpec};
+use cairn_client::mapreduce::typed::{Emit, Job, Map, Reduce, TypedValues};
+use cairn_client::mapreduce::{self, Error, ErrorCode, Jobs, Launcher, Output, Record, Result, TaskContext};
+use cairn_common::Env;
+
+/// Probability that a reader follows a link.
+const DAMPING: f64 = 0.85;
+/// Counters are whole numbers: ranks are added up in them in this unit.
+const UNIT: f64 = 1e-9;
+/// What the pages without links have in rank: it is spread over all pages in the next iteration.
+const DANGLING: &str = "dangling rank";
+const PAGES: &str = "pages";
+
+/// What comes to a page: rank from a page that links to it, or its own links.
+type Part = (f64, Option<String>);
+
+fn bad_line() -> Error {
+    Error::new(ErrorCode::InvalidArgument, "the line is not a page, a tab, and pages")
+}
+
+/// Gives each page of the input its links.
+struct Start;
+
+impl Map for Start {
+    type Key = String;
+    type Value = Part;
+
+    fn map(&mut self, line: Record<'_>, out: &mut Emit<'_, String, Part>) -> Result<()> {
+        let (page, links) = line.text()?.split_once('\t').ok_or_else(bad_line)?;
+        out.count(PAGES, 1);
+        out.emit(page, (0.0, Some(links)))
+    }
+}
+
+/// Hands each page's rank on to what it links to.
+struct Spread;
+
+impl Map for Spread {
+    type Key = String;
+    type Value = Part;
+
+    fn map(&mut self, line: Record<'_>, out: &mut Emit<'_, String, Part>) -> Result<()> {
+        let mut fields = line.text()?.splitn(3, '\t');
+        let (Some(page), Some(rank), Some(links)) = (fields.next(), fields.next(), fields.next()) else {
+            return Err(bad_line());
+        };
+        let rank: f64 = rank.parse().map_err(|_| bad_line())?;
+        let count = links.split_whitespace().count();
+        for target in links.split_whitespace() {
+            out.emit(target, (rank / count as f64, None::<&str>))?;
+        }
+        out.emit(page, (0.0, Some(links)))
+    }
+}
+
+/// Sums up what comes to a page.
+struct Rank {
+    pages: f64,
+    dangling: f64,
+    first: bool,
+}
+
+impl Rank {
+    fn new(task: &TaskContext) -> Result<Self> {
+        let pages: f64 = task.parsed("pages", 0.0)?;
+        Ok(Self { pages, dangling: task.parsed("dangling", 0.0)?, first: task.property("pages").is_none() })
+    }
+}
+
+impl Reduce for Rank {
+    type Key = String;
+    type Value = Part;
+
+    fn reduce(&mut self, page: String, parts: &mut TypedValues<'_, '_, String, Part>, out: &mut Output) -> Result<()> {
+        let (mut received, mut own) = (0.0, None);
+        while let Some((rank, links)) = parts.next()? {
+            received += rank;
+            own = own.or(links);
+        }
+        // Links to pages that the input does not have lead nowhere.
+        let Some(links) = own else { return Ok(()) };
+        let rank = if self.first { 1.0 } else { (1.0 - DAMPING) + DAMPING * (received + self.dangling / self.pages) };
+        if links.trim().is_empty() {
+            out.count(DANGLING, (rank / UNIT) as u64);
+        }
+        out.line(format!("{page}\t{rank}\t{links}").as_bytes())
+    }
+}
+
+fn define(jobs: &mut Jobs) {
+    jobs.add("start", |_| Ok(Job::new(|_| Ok(Start)).reduce(Rank::new)));
+    jobs.add("iterate", |_| {
+        // Ranks of the same page are added up before they leave the map.
+        let join = |a: Part, b: Part| (a.0 + b.0, a.1.or(b.1));
+        Ok(Job::new(|_| Ok(Spread)).fold(join).reduce(Rank::new))
+    });
+}
+
+async fn drive(jobs: Jobs, arguments: Vec<String>) -> Result<()> {
+    let [namenode, input, output, iterations] = &arguments[..] else {
+        return Err(Error::new(ErrorCode::InvalidArgument, "usage: pagerank NAMENODE INPUT OUTPUT ITERATIONS"));
+    };
+    let usage = |_| Error::new(ErrorCode::InvalidArgument, format!("{iterations} is not a number of iterations"));
+    let iterations: u32 = iterations.parse().map_err(usage)?;
+    let fs = FileSystem::connect(Env::system(), ClientSettings::at(namenode.as_str())).await?;
+    let launcher = Launcher::new(fs, jobs);
+    let step = |number: u32| format!("{output}/step-{number}");
+    let report = launcher.run(JobSpec::new("start", vec![input.clone()], &step(0))).await?;
+    let pages = report.counters.user(PAGES);
+    let dangling = |report: &JobReport| report.counters.user(DANGLING) as f64 * UNIT;
+    let mut lost = dangling(&report);
+    for number in 1..=iterations {
+        let spec = JobSpec::new("iterate", vec![step(number - 1)], &step(number))
+            .with("pages", &pages.to_string())
+            .with("dangling", &lost.to_string());
+        lost = dangling(&launcher.run(spec).await?);
+        launcher.fs().delete(&step(number - 1), true).await?;
+        println!("iteration {number} of {iterations}: {pages} pages");
+    }
+    launcher.fs().rename(&step(iterations), &format!("{output}/final"), RenameMode::NoReplace).await
+}
+
+fn main() -> ExitCode {
+    mapreduce::main_with(define, drive)
+}
