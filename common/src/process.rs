@@ -99,6 +99,28 @@ pub fn kill_group(group: u32) {
     }
 }
 
+/// Kills a child of this process and all that descends from it, whatever groups they are in. A process that starts another one at this moment may
+/// leave that behind.
+pub fn kill_tree(pid: u32) {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = all.get(at) {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{parent}/task")) else {
+            at += 1;
+            continue;
+        };
+        for thread in threads.flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            all.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        at += 1;
+    }
+    for pid in all.into_iter().filter_map(|pid| i32::try_from(pid).ok()).filter_map(rustix::process::Pid::from_raw) {
+        // One that is gone already is no error.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
 /// Has this process killed when its parent thread's process ends; call it in the child, before `exec` or first thing after.
 pub fn die_with_parent() {
     // A kernel that cannot leaves the child to notice its closed pipe.
@@ -260,6 +282,17 @@ mod tests {
         process.signal(Signal::Kill).unwrap();
         child.wait().unwrap();
         assert!(!process.runs() && process.signal(Signal::Kill).is_err());
+    }
+
+    #[test]
+    fn a_tree_of_processes_is_killed() {
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 60 | sleep 61"]).spawn().unwrap();
+        let children = || std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        while children().split_ascii_whitespace().count() < 2 {}
+        let below: Vec<u32> = children().split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        kill_tree(child.id());
+        child.wait().unwrap();
+        while below.iter().any(|pid| ProcessRef::of(*pid).is_some_and(|process| process.runs())) {}
     }
 
     #[test]

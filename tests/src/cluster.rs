@@ -281,6 +281,14 @@ impl Cluster {
         self.cairn_with(&args, bytes).ok();
     }
 
+    /// [`Cluster::put`], with the folders above that are missing.
+    #[track_caller]
+    pub fn put_in_folders(&self, path: &str, bytes: &[u8], flags: &[&str]) {
+        let (folder, _) = path.rsplit_once('/').unwrap();
+        self.cairn(&["mkdir", "-p", folder]).ok();
+        self.put(path, bytes, flags);
+    }
+
     /// Reads a file through `cairn cat`.
     #[track_caller]
     pub fn cat(&self, path: &str) -> Vec<u8> {

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use cairn_client::fs::{Error, ErrorCode, FileSystem};
 use cairn_client::job::{self, JobControl, JobObserver, JobProgress, JobReport, JobSpec, JobState, Phase};
+use cairn_client::mapreduce::USER_PREFIX;
 use cairn_client::mapreduce::builtin::property;
 use cairn_common::process;
 use comfy_table::{Table, presets};
 
 use crate::args::{GrepArgs, JobArgs, JobCommand, PlanArgs, WordcountArgs};
+use crate::builtin;
 use crate::context::Context;
 use crate::demo::align_right;
+use crate::distcp;
 use crate::output::{Columns, Failure, Out, Outcome};
 use crate::progress::Progress;
 use crate::units::{counted, grouped, human_millis, human_size};
@@ -23,6 +26,13 @@ pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
     let spec = match command {
         JobCommand::Wordcount(args) => wordcount_spec(args),
         JobCommand::Grep(args) => grep_spec(args),
+        JobCommand::Streaming(args) => return builtin::streaming(context, args).await,
+        JobCommand::Sort(args) => return builtin::sort(context, args).await,
+        JobCommand::Join(args) => return builtin::join(context, args).await,
+        JobCommand::Teragen(args) => return builtin::teragen(context, args).await,
+        JobCommand::Terasort(args) => return builtin::terasort(context, args).await,
+        JobCommand::Teravalidate(args) => return builtin::teravalidate(context, args).await,
+        JobCommand::Distcp(args) => return distcp::distcp(context, args).await,
         JobCommand::Plan(args) => return plan(context, args).await,
     };
     let fs = context.connect().await?;
@@ -30,9 +40,10 @@ pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
     finish(&mut context.out, report)
 }
 
-fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
+pub fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
     spec.reducers = args.reducers;
     spec.split_bytes = args.split_size.unwrap_or(0);
+    spec.output_replication = args.replication.unwrap_or(0);
     if let Some(bytes) = args.task_memory {
         spec.memory_limit = bytes;
     }
@@ -40,7 +51,7 @@ fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
 }
 
 /// The last path is the output, those before it the input.
-fn split_paths(paths: &[String]) -> (Vec<String>, &str) {
+pub fn split_paths(paths: &[String]) -> (Vec<String>, &str) {
     match paths.split_last() {
         Some((output, inputs)) => (inputs.to_vec(), output),
         None => (Vec::new(), ""),
@@ -69,7 +80,7 @@ pub async fn wordcount(context: &Context, fs: &FileSystem, inputs: &[String], ou
 }
 
 /// Runs a job and shows how far it is; a signal cancels it and ends the program when it has cleaned up.
-async fn run(context: &Context, fs: &FileSystem, spec: JobSpec) -> Outcome<JobReport> {
+pub async fn run(context: &Context, fs: &FileSystem, spec: JobSpec) -> Outcome<JobReport> {
     let (observer, control) = JobObserver::new();
     let mut running = std::pin::pin!(watched(context, fs, spec, observer, &control));
     tokio::select! {
@@ -117,7 +128,7 @@ fn describe(progress: &JobProgress) -> String {
     }
 }
 
-fn failure_of(report: &JobReport) -> Option<Error> {
+pub fn failure_of(report: &JobReport) -> Option<Error> {
     if report.state == JobState::Succeeded {
         return None;
     }
@@ -125,7 +136,7 @@ fn failure_of(report: &JobReport) -> Option<Error> {
     Some(report.failure.clone().unwrap_or_else(unknown))
 }
 
-fn finish(out: &mut Out, report: JobReport) -> Outcome {
+pub fn finish(out: &mut Out, report: JobReport) -> Outcome {
     if out.json {
         out.json(&report)?;
     } else if report.state == JobState::Succeeded {
@@ -195,6 +206,11 @@ pub fn show_counters(out: &mut Out, report: &JobReport) -> Outcome {
             human_millis(phases.commit_ms)
         ),
     );
+    for (name, value) in report.counters.iter() {
+        if let Some(name) = name.strip_prefix(USER_PREFIX) {
+            columns.row(vec![name.to_owned(), grouped(value)]);
+        }
+    }
     columns.print(out)
 }
 
@@ -237,7 +253,8 @@ mod tests {
 
     #[test]
     fn arguments_become_a_job() {
-        let job = JobArgs { reducers: Some(3), split_size: Some(1 << 20), task_memory: Some(64 << 20) };
+        let job =
+            JobArgs { reducers: Some(3), split_size: Some(1 << 20), task_memory: Some(64 << 20), replication: None };
         let args = WordcountArgs { job: job.clone(), no_combiner: false, paths: paths(&["/a", "/b", "/out"]) };
         let spec = wordcount_spec(&args);
         assert_eq!((spec.inputs.len(), spec.output.as_str()), (2, "/out"));

@@ -14,6 +14,7 @@
 mod append;
 mod args;
 mod backup;
+mod builtin;
 mod chaos;
 mod cluster;
 mod config;
@@ -21,6 +22,7 @@ mod context;
 mod corpus;
 mod daemon;
 mod demo;
+mod distcp;
 mod fsck;
 mod get;
 mod health;

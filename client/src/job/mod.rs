@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+pub mod builtin;
 mod driver;
 mod launch;
 mod node;

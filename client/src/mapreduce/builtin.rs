@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use cairn_proto::{Error, ErrorCode, Result};
 
 use super::Program;
+use super::distcp::DistCp;
 use super::grep::Grep;
+use super::linesort::{self, LineSort};
+use super::streaming::Streaming;
+use super::tera::{TeraGen, TeraSort, TeraValidate};
 use super::wordcount::WordCount;
 
 /// Names of the properties.
@@ -18,7 +22,15 @@ pub mod property {
     pub const COUNT: &str = "count";
     /// "true": grep does not tell upper from lower case.
     pub const IGNORE_CASE: &str = "ignore_case";
+    /// Records that teragen makes.
+    pub const RECORDS: &str = "records";
+    /// Maps of teragen; 0: one per slot.
+    pub const MAPS: &str = "maps";
 }
+
+/// What there is.
+const KINDS: [&str; 9] =
+    ["wordcount", "grep", "streaming", "sort", "join", "teragen", "terasort", "teravalidate", "distcp"];
 
 /// Makes the program; refuses kinds and values that it does not know.
 pub fn program(kind: &str, properties: &BTreeMap<String, String>, reducers: u32) -> Result<Box<dyn Program>> {
@@ -48,9 +60,36 @@ pub fn program(kind: &str, properties: &BTreeMap<String, String>, reducers: u32)
             }
             Ok(Box::new(grep))
         }
+        "streaming" => Ok(Box::new(Streaming::new(properties, reducers)?)),
+        "sort" => Ok(Box::new(LineSort::new(properties, reducers)?)),
+        "join" => super::join::program(properties, reducers),
+        "teragen" if reducers > 0 => Err(Error::new(ErrorCode::InvalidArgument, "teragen has no reducers")),
+        "teragen" => {
+            let maps = u32::try_from(number(properties, property::MAPS)?).unwrap_or(u32::MAX);
+            Ok(Box::new(TeraGen { records: number(properties, property::RECORDS)?, maps }))
+        }
+        "terasort" if reducers == 0 => {
+            Err(Error::new(ErrorCode::InvalidArgument, "terasort needs at least one reducer"))
+        }
+        "terasort" => {
+            let cuts = properties.get(linesort::property::CUTS).map_or("", String::as_str);
+            Ok(Box::new(TeraSort { cuts: linesort::cuts_of_text(cuts)? }))
+        }
+        "teravalidate" if reducers != 1 => {
+            Err(Error::new(ErrorCode::InvalidArgument, "teravalidate has exactly one reducer"))
+        }
+        "teravalidate" => Ok(Box::new(TeraValidate)),
+        "distcp" => Ok(Box::new(DistCp::new(properties)?)),
         other => {
-            let text = format!("there is no built-in job {other:?}: there are wordcount and grep");
+            let text = format!("there is no built-in job {other:?}: there are {}", KINDS.join(", "));
             Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(other))
         }
     }
+}
+
+fn number(properties: &BTreeMap<String, String>, name: &str) -> Result<u64> {
+    let text = properties.get(name).map_or("0", String::as_str);
+    text.parse().map_err(|_| {
+        Error::new(ErrorCode::InvalidArgument, format!("property {name}: {text:?} is no number")).with_subject(name)
+    })
 }

@@ -1,8 +1,10 @@
 //! Arguments of jobs.
 
+use cairn_proto::mapoutput::MAX_PARTITIONS;
 use clap::{Args, Subcommand};
 
-use super::values::cluster_path;
+use super::builtin::{DistcpArgs, JoinArgs, SortArgs, StreamingArgs, TeragenArgs, TerasortArgs, TeravalidateArgs};
+use super::values::{cluster_path, replication};
 use crate::units::parse_size;
 
 #[derive(Subcommand, Debug)]
@@ -11,6 +13,20 @@ pub enum JobCommand {
     Wordcount(WordcountArgs),
     /// Find the lines that match a regular expression
     Grep(GrepArgs),
+    /// Run commands as mapper and reducer, as Hadoop Streaming does
+    Streaming(Box<StreamingArgs>),
+    /// Sort lines, by all of each or by parts of them
+    Sort(SortArgs),
+    /// Join delimited files by a field
+    Join(Box<JoinArgs>),
+    /// Make records of the sort benchmark
+    Teragen(TeragenArgs),
+    /// Sort records of the sort benchmark
+    Terasort(TerasortArgs),
+    /// Check the order of such records and tell their checksum
+    Teravalidate(TeravalidateArgs),
+    /// Copy directories between clusters, within one, or from this machine
+    Distcp(DistcpArgs),
     /// Show which task would run where, and run nothing
     Plan(PlanArgs),
 }
@@ -19,7 +35,7 @@ pub enum JobCommand {
 #[derive(Args, Clone, Debug)]
 pub struct JobArgs {
     /// Reduce tasks, each writing one part [default: as fits input and cluster]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_PARTITIONS)))]
     pub reducers: Option<u32>,
     /// Cut blocks into splits of this size [default: one split a block]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -27,6 +43,9 @@ pub struct JobArgs {
     /// Memory of one task [default: 256m]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub task_memory: Option<u64>,
+    /// Replicas of the output [default: the cluster's]
+    #[arg(long, value_name = "N", value_parser = replication)]
+    pub replication: Option<u32>,
 }
 
 #[derive(Args, Clone, Debug)]

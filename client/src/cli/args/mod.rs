@@ -2,6 +2,7 @@
 //!
 //! What is wrong here ends the program with 2 before anything is dialled or touched.
 
+mod builtin;
 mod files;
 mod jobs;
 mod values;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use builtin::*;
 pub use files::*;
 pub use jobs::*;
 pub use values::cluster_path;
