@@ -1,7 +1,8 @@
 //! Path rules: HDFS's, with limits.
 //!
 //! A path is absolute, UTF-8, at most 8,000 bytes; a component is 1 to 255 bytes, is not `.` or `..`, and holds no `/`,
-//! `:` or NUL. `/.reserved`, `/.cairn` and a component `.snapshot` belong to the system.
+//! `:` or NUL. `/.reserved`, `/.cairn` and a component `.snapshot` belong to the system; what lies in `/.cairn/jobs` and `/.cairn/history`
+//! belongs to the users whose jobs it describes.
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -57,10 +58,21 @@ pub fn components(path: &str) -> Result<Vec<&str>> {
 /// it, for everybody to add to.
 pub const PROGRAMS: &str = "/.cairn/programs";
 
+/// Directory of the system, left out when the root is listed.
+pub const SYSTEM_NAME: &str = ".cairn";
+/// Directories in `/.cairn` whose entries are their users': jobs that are not over, and those that are.
+pub const USER_AREAS: [&str; 2] = ["jobs", "history"];
+
+/// Is it an entry of [`USER_AREAS`], or below one?
+pub fn is_in_user_area(parts: &[&str]) -> bool {
+    matches!(parts, [SYSTEM_NAME, area, _, ..] if USER_AREAS.contains(area))
+}
+
 /// Refuses paths that belong to the system, for operations that create or change an entry.
 pub fn check_not_reserved(path: &str, parts: &[&str]) -> Result<()> {
-    let programs = matches!(parts, [".cairn", "programs"] | [".cairn", "programs", _]);
-    let system = matches!(parts.first(), Some(&".reserved" | &".cairn")) && !programs;
+    let programs = matches!(parts, [SYSTEM_NAME, "programs"] | [SYSTEM_NAME, "programs", _]);
+    let theirs = programs || is_in_user_area(parts);
+    let system = matches!(parts.first(), Some(&".reserved" | &SYSTEM_NAME)) && !theirs;
     if system || parts.contains(&".snapshot") {
         return Err(invalid(path, "the name is reserved for the system"));
     }
@@ -140,12 +152,18 @@ mod tests {
 
     #[test]
     fn reserved_names() {
-        for path in ["/.reserved/x", "/.cairn", "/a/.snapshot/s"] {
+        for path in ["/.reserved/x", "/.cairn", "/.cairn/jobs", "/.cairn/x/y", "/a/.snapshot/s"] {
             assert!(check_not_reserved(path, &components(path).unwrap()).is_err(), "{path}");
         }
-        assert!(check_not_reserved("/a/.cairn", &["a", ".cairn"]).is_ok());
         assert!(check_not_reserved(PROGRAMS, &components(PROGRAMS).unwrap()).is_ok());
-        for (path, ok) in [("/.cairn/programs/ab", true), ("/.cairn/programs/a/b", false), ("/.cairn/other", false)] {
+        for (path, ok) in [
+            ("/a/.cairn", true),
+            ("/.cairn/programs/ab", true),
+            ("/.cairn/programs/a/b", false),
+            ("/.cairn/other", false),
+            ("/.cairn/jobs/j", true),
+            ("/.cairn/history/j/x", true),
+        ] {
             assert_eq!(check_not_reserved(path, &components(path).unwrap()).is_ok(), ok, "{path}");
         }
     }

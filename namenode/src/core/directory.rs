@@ -1,6 +1,6 @@
 //! Operations on entries of directories: mkdirs, rename, delete.
 
-use cairn_proto::path::{PROGRAMS, check_not_reserved};
+use cairn_proto::path::{PROGRAMS, check_not_reserved, is_in_user_area};
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
@@ -12,6 +12,9 @@ use super::{Carries, Core, Turn};
 
 /// The owner needs these to go on making entries below.
 const IMPLICIT_OWNER: u32 = 0o300;
+/// Of the directory of the system, and of the areas in it where every user may make entries of their own.
+const SYSTEM_MODE: u32 = 0o755;
+const AREA_MODE: u32 = 0o1777;
 
 fn fail(code: ErrorCode, path: &str, message: String) -> Error {
     Error::new(code, message).with_subject(path)
@@ -61,6 +64,7 @@ impl Core {
             let parent = resolved.prefix(resolved.parts.len() - 1);
             return Err(fail(ErrorCode::FileNotFound, path, format!("Parent directory doesn't exist: {parent}")));
         }
+        let resolved = if self.make_user_area(turn, &resolved)? { self.tree.resolve(path)? } else { resolved };
         self.check_access(who, resolved.deepest(), WRITE)?;
         let above = (request.permission | IMPLICIT_OWNER) & MODE_MASK;
         let parent = self.make_parents(turn, who, &resolved, above)?;
@@ -96,6 +100,21 @@ impl Core {
             parent = self.make_directory(turn, who, parent, name, mode, Carries::Nothing)?;
         }
         Ok(parent)
+    }
+
+    /// The first entry in an area of the system makes that area, whoever asks: the system does it, not the caller.
+    fn make_user_area(&mut self, turn: &mut Turn<'_>, resolved: &Resolved<'_>) -> Result<bool, Error> {
+        if !is_in_user_area(&resolved.parts) || resolved.chain.len() > 2 {
+            return Ok(false);
+        }
+        let caller = Caller { user: self.facts.superuser.clone(), ..Caller::default() };
+        let system = Who { caller: &caller, superuser: true };
+        let mut parent = resolved.deepest();
+        for depth in resolved.chain.len() - 1..2 {
+            let mode = if depth == 0 { SYSTEM_MODE } else { AREA_MODE };
+            parent = self.make_directory(turn, &system, parent, resolved.parts[depth], mode, Carries::Nothing)?;
+        }
+        Ok(true)
     }
 
     fn make_directory(

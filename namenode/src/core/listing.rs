@@ -1,5 +1,6 @@
 //! Operations that only read: status, listing, block locations, reports.
 
+use cairn_proto::path::SYSTEM_NAME;
 use cairn_proto::pb::{self, ReplicaState};
 use cairn_proto::{Error, ErrorCode};
 
@@ -9,6 +10,7 @@ use super::codec::Random;
 use super::inode::Inode;
 use super::nodes::rack_distance;
 use super::permissions::{EXECUTE, READ, Who, not_a_directory};
+use super::tree::ROOT;
 use super::{Core, Turn};
 
 /// Access times move at most this often: each move is an edit.
@@ -111,10 +113,13 @@ impl Core {
             if request.with_locations { self.settings.list_limit_with_locations } else { self.settings.list_limit };
         let limit = if request.limit == 0 { most } else { request.limit.min(most) } as usize;
         let (before, ids) = self.tree.children_after(id, &request.start_after);
+        // The system's own directory is no entry of the root's that people have to look at.
+        let system = if id == ROOT { self.tree.child(ROOT, SYSTEM_NAME) } else { None };
+        let hidden = usize::from(system.is_some() && *SYSTEM_NAME.as_bytes() > *request.start_after);
         let mut entries = Vec::new();
         let mut blocks = 0;
         let base = if request.path == "/" { "" } else { &*request.path };
-        for child in ids.take(limit) {
+        for child in ids.filter(|child| Some(*child) != system).take(limit) {
             let Some(inode) = self.tree.get(child) else { continue };
             let name = &*inode.name;
             blocks += if request.with_locations { inode.blocks().len() } else { 0 };
@@ -123,7 +128,7 @@ impl Core {
             }
             entries.extend(entry(child, &format!("{base}/{name}"), &mut turn.random));
         }
-        let remaining = (inode.child_count() - before - entries.len()) as u64;
+        let remaining = (inode.child_count() - before - entries.len() - hidden) as u64;
         Ok(pb::ListResponse { entries, remaining })
     }
 

@@ -25,6 +25,30 @@ fn mkdirs_makes_parents_and_says_what_is_wrong() {
 }
 
 #[test]
+fn every_user_may_keep_jobs_in_the_system_directory_and_nothing_else() {
+    let mut world = World::new();
+    let made = world.mkdirs("ann", "/.cairn/jobs/j1", 0o755).unwrap();
+    assert_eq!((made.owner.as_str(), made.permission), ("ann", 0o755));
+    let above =
+        |world: &mut World, path: &str| world.status(path).map(|found| (found.owner, found.permission)).unwrap();
+    assert_eq!(above(&mut world, "/.cairn"), ("root".into(), 0o755));
+    assert_eq!(above(&mut world, "/.cairn/jobs"), ("root".into(), 0o1777));
+    world.mkdirs("bob", "/.cairn/history/j2", 0o755).unwrap();
+    world.mkdirs("bob", "/.cairn/jobs/j2", 0o755).unwrap();
+    assert_eq!(code(world.delete("bob", "/.cairn/jobs/j1", true)), ErrorCode::PermissionDenied);
+    assert_eq!(code(world.mkdirs("root", "/.cairn/other/x", 0o755)), ErrorCode::InvalidPath);
+    assert_eq!(code(world.delete("root", "/.cairn/jobs", true)), ErrorCode::InvalidPath);
+    world.rename("ann", "/.cairn/jobs/j1", "/.cairn/history/j1", NoReplace).unwrap();
+    assert_eq!(
+        world.walk().into_iter().filter(|entry| entry.path.starts_with("/.cairn")).count(),
+        0,
+        "it is not listed"
+    );
+    world.restart();
+    assert_eq!(world.status("/.cairn/history/j1").unwrap().owner, "ann");
+}
+
+#[test]
 fn rename_follows_hdfs() {
     let mut world = World::new();
     world.mkdirs("root", "/d/sub", 0o755).unwrap();
