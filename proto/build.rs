@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/cairn/v1/cluster.proto",
         "proto/cairn/v1/data.proto",
         "proto/cairn/v1/task.proto",
+        "proto/cairn/v1/job.proto",
         "proto/cairn/v1/edit.proto",
     ];
     for file in files {

@@ -59,7 +59,7 @@ impl Jobs {
         entries.into_iter().map(|entry| entry.path.rsplit('/').next().unwrap().to_owned()).collect()
     }
 
-    /// No node keeps anything of any job.
+    /// No node keeps anything of any job. (Of attempts that said something it keeps what they said.)
     fn assert_no_job_folders(&self) {
         for k in 0..self.nodes.len() {
             let jobs = self.dir.path().join(format!("dn{k}/jobs"));
@@ -195,7 +195,14 @@ async fn a_job_that_cannot_succeed_leaves_no_output_and_says_why() {
     assert!(failure.message().contains("map 0 failed 4 times") && failure.message().contains("status 7"), "{failure}");
     assert_eq!(report.stderr_tail, "broken worker");
     assert_eq!(cluster.names("/").await, ["text"]);
-    cluster.assert_no_job_folders();
+    // What the attempts said stays for a while, and nothing else.
+    let logs = job::logs(&cluster.fs, &report.id).await.unwrap();
+    assert_eq!(logs.iter().map(job::JobLog::name).collect::<Vec<_>>(), ["m0.0", "m0.1", "m0.2", "m0.3"]);
+    let mut said = Vec::new();
+    job::read_log(&cluster.fs, &report.id, &logs[3], |piece| said.extend_from_slice(piece)).await.unwrap();
+    assert_eq!(said, b"broken worker\n");
+    let listed = job::list(&cluster.fs, 10).await.unwrap();
+    assert_eq!((listed.len(), listed[0].id.as_str(), listed[0].state), (1, report.id.as_str(), job::Stage::Failed));
     cluster.stop().await;
 }
 
@@ -242,5 +249,28 @@ async fn the_death_of_a_node_costs_its_work_not_the_job() {
     assert!(got == counts(&text));
     assert_eq!(report.bytes.read, text.len() as u64, "each map counts once");
     assert!(report.tasks.iter().all(|task| task.locality != Some(Locality::Node) || task.bytes > 0));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graph_hands_over_through_the_file_system_and_goes_on_where_it_was() {
+    let cluster = Jobs::start(2, |_| ()).await;
+    cluster.put("/text", b"b a\nc b\n").await;
+    let graph = |second_input: &str| {
+        let first = JobSpec { reducers: Some(1), ..JobSpec::wordcount(vec!["/text".into()], "/counts", true) };
+        let second = JobSpec { reducers: Some(1), ..JobSpec::wordcount(vec![second_input.into()], "/again", true) };
+        job::JobGraph::new().stage("again", second).temporary("count", first)
+    };
+    let observe = |_: &str| JobObserver::none();
+    // The second stage finds nothing to read at first; the first one is not run again.
+    let report = graph("/counts/nothing").run(&cluster.fs, "g1", observe).await.unwrap();
+    assert_eq!(report.state, JobState::Failed, "{report:?}");
+    assert!(report.stages[0].why.as_ref().unwrap().contains("/counts/nothing"), "{report:?}");
+    let first = report.stages[1].report.clone().unwrap();
+    let report = graph("/counts").run(&cluster.fs, "g1", observe).await.unwrap();
+    assert_eq!(report.state, JobState::Succeeded, "{report:?}");
+    assert!(report.stages[1].earlier && report.stages[1].report == Some(first));
+    assert_eq!(cluster.lines("/again").await.concat(), b"1\t2\n2\t1\na\t1\nb\t1\nc\t1\n");
+    assert_eq!(cluster.names("/").await, ["again", "text"], "the temporary output is gone");
     cluster.stop().await;
 }

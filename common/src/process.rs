@@ -33,6 +33,19 @@ fn name_of_uid(uid: u32) -> Option<String> {
     Some(name.to_string_lossy().into_owned())
 }
 
+/// Numbers of a user of this machine and of its primary group.
+pub fn ids_of(user: &str) -> Option<(u32, u32)> {
+    let c_user = std::ffi::CString::new(user).ok()?;
+    let mut buffer = vec![0; 16 << 10];
+    // SAFETY: as in `name_of_uid`.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to live memory of the lengths given.
+    let code =
+        unsafe { libc::getpwnam_r(c_user.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
+    (code == 0 && !found.is_null()).then_some((entry.pw_uid, entry.pw_gid))
+}
+
 /// Names of the groups of `user` on this machine, the primary one first; empty if the machine does not know the user.
 pub fn groups_of(user: &str) -> Vec<String> {
     let Ok(c_user) = std::ffi::CString::new(user) else { return Vec::new() };
@@ -144,27 +157,52 @@ pub fn prefer_huge_pages() {
     let _ = std::process::Command::new(program).arg0(name).args(words).env(KNOBS, "glibc.malloc.hugetlb=1").exec();
 }
 
-/// Resident bytes of all processes of a group; 0 if none is left.
-pub fn resident_bytes_of_group(group: u32) -> u64 {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+/// The processes of the group that `leader` leads and all that descend from them, with their resident bytes; empty if none is left. Looks at
+/// every process of the machine.
+pub fn resident_of_tree(leader: u32) -> Vec<(u32, u64)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let page = rustix::param::page_size() as u64;
-    let mut pages = 0;
+    let mut all = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        // The command name may hold blanks and brackets: fields are counted after the last bracket. The third after it is the group, the
-        // 22nd the resident pages.
+        // The command name may hold blanks and brackets: fields are counted after the last bracket. The second after it is the parent, the third
+        // the group, the 22nd the resident pages.
         let Some((_, rest)) = stat.rsplit_once(')') else { continue };
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        if fields.get(2).and_then(|field| field.parse().ok()) == Some(group) {
-            pages += fields.get(21).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let mut fields = rest.split_ascii_whitespace();
+        let mut number = |skip: usize| fields.nth(skip).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let (parent, group, pages) = (number(1) as u32, number(0) as u32, number(18));
+        all.push((pid, parent, group, pages * page));
+    }
+    let mut found: Vec<(u32, u64)> = Vec::new();
+    let belongs = |pid: u32, parent: u32, group: u32, found: &[(u32, u64)]| {
+        pid == leader || group == leader || found.iter().any(|(above, _)| *above == parent)
+    };
+    // A parent may have a higher number than its child: until nothing is added.
+    loop {
+        let before = found.len();
+        all.retain(|(pid, parent, group, bytes)| {
+            let ours = belongs(*pid, *parent, *group, &found);
+            if ours {
+                found.push((*pid, *bytes));
+            }
+            !ours
+        });
+        if found.len() == before {
+            return found;
         }
     }
-    pages * page
 }
 
-/// Resident bytes of one process; 0 if it is gone. Much cheaper than [`resident_bytes_of_group`].
+/// Resident bytes of a process where a page that several share counts for each by its part; `None` if the kernel does not tell.
+pub fn proportional_bytes_of(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// Resident bytes of one process; 0 if it is gone. Much cheaper than [`resident_of_tree`].
 pub fn resident_bytes_of(pid: u32) -> u64 {
     resident_of(&format!("/proc/{pid}/statm"))
 }
@@ -296,13 +334,28 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_holds_what_has_left_the_group() {
+        // A shell in a group of its own, whose child starts a session of its own.
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "setsid sleep 60 & wait"]);
+        let mut child = std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn().unwrap();
+        let tree = || resident_of_tree(child.id());
+        while tree().len() < 2 || !tree().iter().all(|(pid, _)| proportional_bytes_of(*pid).is_some()) {}
+        for (pid, _) in tree() {
+            let _ = ProcessRef::of(pid).map(|process| process.signal(Signal::Kill));
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
     fn knows_itself() {
         assert!(!user_name().is_empty());
         assert!(!host_name().is_empty());
         assert!(resident_bytes() > 1 << 20);
-        let group = rustix::process::getpgrp().as_raw_nonzero().get() as u32;
-        assert!(resident_bytes_of_group(group) >= 1 << 20);
+        let tree = resident_of_tree(std::process::id());
+        assert!(tree.iter().any(|(pid, bytes)| *pid == std::process::id() && *bytes > 1 << 20), "{tree:?}");
         assert!(groups_of("no such user \u{1F5FF}").is_empty());
         assert!(!groups_of(&user_name()).is_empty());
+        assert_eq!(ids_of(&user_name()).map(|ids| ids.0), Some(rustix::process::geteuid().as_raw()));
     }
 }

@@ -186,6 +186,14 @@ async fn start_executor(
         allow_jobs: settings.allow_jobs,
         loopback: listener.local_addr().ip().is_loopback(),
         worker_command: settings.worker_command.clone(),
+        driver_command: settings.driver_command.clone(),
+        lease_ms: settings.job_lease_ms,
+        log_keep_ms: settings.task_log_keep_ms,
+        starvation_ms: settings.task_starvation_ms,
+        user_weights: settings.weights()?,
+        disk_reserve: settings.reserved_bytes,
+        cgroups: settings.task_cgroups,
+        task_user: settings.task_user.clone(),
         ..TaskSettings::new(settings.dirs.clone(), settings.task_slots)
     };
     let name = NodeName {

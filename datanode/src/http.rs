@@ -130,6 +130,16 @@ fn metrics(reporter: &Reporter) -> String {
             let _ = writeln!(out, "cairn_datanode_volume_{name}{{storage=\"{}\"}} {value}", volume.storage_id());
         }
     }
+    if let Some(load) = &reporter.load {
+        let figures = [
+            ("task_slots", load.slots()),
+            ("tasks_running", load.running()),
+            ("task_cgroups", load.has_groups().into()),
+        ];
+        for (name, value) in figures {
+            let _ = writeln!(out, "cairn_datanode_{name} {value}");
+        }
+    }
     let _ = writeln!(out, "cairn_datanode_resident_bytes {}", cairn_common::process::resident_bytes());
     out
 }

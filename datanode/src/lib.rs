@@ -46,6 +46,10 @@ pub trait TaskLoad: Send + Sync {
     fn slots(&self) -> u32;
     /// Tasks that run now.
     fn running(&self) -> u32;
+    /// The kernel holds tasks to their limits (cgroups); else their memory is sampled.
+    fn has_groups(&self) -> bool {
+        false
+    }
 }
 
 /// What other rooms add to a datanode.

@@ -1,5 +1,6 @@
 //! What an operator may set on a datanode: plain data, checked once at start.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,22 @@ pub struct DatanodeSettings {
     pub allow_jobs: bool,
     /// Command of a task's worker process; empty: this program with `task-worker`.
     pub worker_command: Vec<String>,
+    /// Command of a detached driver; empty: this program with `job resume`.
+    pub driver_command: Vec<String>,
+    /// User as whom tasks run, if the datanode is root; none: the datanode's own, who can read every block.
+    pub task_user: Option<String>,
+    /// What a job has on this node stays for so long without a driver, unless the job asks for another time. Longer: outputs of dead jobs take
+    /// room; shorter: less time to resume one.
+    pub job_lease_ms: u64,
+    /// What tasks wrote to their standard error is kept for so long.
+    pub task_log_keep_ms: u64,
+    /// A job that has waited for a slot for so long without having one gets one of a job with more than its share. Shorter: more work is thrown
+    /// away; longer: a job of long tasks keeps others out.
+    pub task_starvation_ms: u64,
+    /// Shares of slots of users against each other, as `NAME=SHARE`; 1 for who is not named.
+    pub user_weights: Vec<String>,
+    /// Have the kernel hold tasks to their limits, where this process may manage cgroups (v2); else memory is sampled and CPU not limited.
+    pub task_cgroups: bool,
     /// Listen beyond loopback although nobody is authenticated yet.
     pub insecure: bool,
     /// Data-plane operations at once. Higher: more memory in the worst case; lower: busy clients are turned away.
@@ -103,6 +120,13 @@ impl Default for DatanodeSettings {
             task_slots: 2,
             allow_jobs: false,
             worker_command: Vec::new(),
+            driver_command: Vec::new(),
+            task_user: None,
+            job_lease_ms: 600_000,
+            task_log_keep_ms: 24 * 3_600_000,
+            task_starvation_ms: 60_000,
+            user_weights: Vec::new(),
+            task_cgroups: true,
             insecure: false,
             max_transfers: 1_024,
             replication_streams: 4,
@@ -132,6 +156,7 @@ impl DatanodeSettings {
             check_address("advertise", advertise)?;
         }
         self.check_dirs()?;
+        self.weights()?;
         check_rack(&self.rack)?;
         let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
         if let Some(host) =
@@ -164,6 +189,9 @@ impl DatanodeSettings {
             ("volume_check_timeout_ms", self.volume_check_timeout_ms),
             ("scan_period_ms", self.scan_period_ms),
             ("scan_pause_ms", self.scan_pause_ms),
+            ("job_lease_ms", self.job_lease_ms),
+            ("task_log_keep_ms", self.task_log_keep_ms),
+            ("task_starvation_ms", self.task_starvation_ms),
         ] {
             if value == 0 || value > 1 << 40 {
                 return Err(invalid(format!("{name}: {value} is out of range (1 to 2^40)")));
@@ -180,6 +208,16 @@ impl DatanodeSettings {
             return Err(invalid(text));
         }
         Ok(())
+    }
+
+    /// Shares of users, by name.
+    pub(crate) fn weights(&self) -> Result<BTreeMap<String, u64>> {
+        let parse = |text: &String| match text.split_once('=').map(|(name, share)| (name.trim(), share.trim().parse()))
+        {
+            Some((name, Ok(share @ 1..=1_000))) if !name.is_empty() => Ok((name.to_owned(), share)),
+            _ => Err(invalid(format!("user_weights: {text:?} is not NAME=SHARE with a share of 1 to 1000"))),
+        };
+        self.user_weights.iter().map(parse).collect()
     }
 
     /// Volumes that may be out of service.
@@ -251,6 +289,8 @@ mod tests {
             (DatanodeSettings { listen: "0.0.0.0:1".into(), ..good.clone() }, "--insecure"),
             (DatanodeSettings { max_transfers: 0, ..good.clone() }, "max_transfers"),
             (DatanodeSettings { capacity_bytes: Some(5), ..good.clone() }, "capacity_bytes"),
+            (DatanodeSettings { user_weights: vec!["ann=0".into()], ..good.clone() }, "user_weights"),
+            (DatanodeSettings { job_lease_ms: 0, ..good.clone() }, "job_lease_ms"),
         ];
         for (settings, word) in bad {
             let error = settings.validate().unwrap_err();

@@ -22,6 +22,8 @@ pub struct Context {
     pub config: Config,
     pub out: Out,
     pub leftovers: Leftovers,
+    /// Jobs are driven by a node of the cluster, not by this process.
+    pub detach: bool,
 }
 
 impl Context {
@@ -29,7 +31,7 @@ impl Context {
     pub fn new(env: Env, global: Global) -> Outcome<Self> {
         let config = Config::load(&env, global.config.as_deref(), &global.set)?;
         let out = Out::new(global.json);
-        Ok(Self { env, global, config, out, leftovers: Leftovers::default() })
+        Ok(Self { env, global, config, out, leftovers: Leftovers::default(), detach: false })
     }
 
     /// The client's settings: file, environment, flags.

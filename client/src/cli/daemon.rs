@@ -81,6 +81,7 @@ pub async fn datanode(context: &Context, args: &DatanodeArgs) -> Outcome {
     given(&mut settings.task_slots, args.slots);
     settings.insecure |= args.insecure;
     settings.allow_jobs |= args.allow_jobs;
+    settings.task_user = args.task_user.clone().or(settings.task_user);
     settings.validate()?;
     let mut stop = std::pin::pin!(process::shutdown_signal());
     let Some(running) =

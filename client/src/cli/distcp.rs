@@ -41,7 +41,7 @@ pub async fn distcp(context: &mut Context, args: &DistcpArgs) -> Outcome {
 }
 
 async fn copy(
-    context: &Context,
+    context: &mut Context,
     fs: &FileSystem,
     prepared: &mut Prepared,
 ) -> Outcome<(Option<JobReport>, DistCpSummary)> {

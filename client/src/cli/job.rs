@@ -1,5 +1,6 @@
 //! `job`: jobs on the nodes that hold the blocks.
 
+use std::future::Future;
 use std::time::Duration;
 
 use cairn_client::fs::{Error, ErrorCode, FileSystem};
@@ -14,6 +15,7 @@ use crate::builtin;
 use crate::context::Context;
 use crate::demo::align_right;
 use crate::distcp;
+use crate::jobs;
 use crate::output::{Columns, Failure, Out, Outcome};
 use crate::progress::Progress;
 use crate::units::{counted, grouped, human_millis, human_size};
@@ -34,6 +36,12 @@ pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
         JobCommand::Teravalidate(args) => return builtin::teravalidate(context, args).await,
         JobCommand::Distcp(args) => return distcp::distcp(context, args).await,
         JobCommand::Plan(args) => return plan(context, args).await,
+        JobCommand::Run(args) => return jobs::run(context, args).await,
+        JobCommand::Ls(args) => return jobs::ls(context, args).await,
+        JobCommand::Status(args) => return jobs::status(context, args).await,
+        JobCommand::Logs(args) => return jobs::logs(context, args).await,
+        JobCommand::Kill(args) => return jobs::kill(context, args).await,
+        JobCommand::Resume(args) => return jobs::resume(context, args).await,
     };
     let fs = context.connect().await?;
     let report = run(context, &fs, spec).await?;
@@ -47,6 +55,14 @@ pub fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
     if let Some(bytes) = args.task_memory {
         spec.memory_limit = bytes;
     }
+    spec.cpu_limit = args.task_cpu.unwrap_or(0);
+    spec.task_timeout_ms = args.task_timeout.unwrap_or(spec.task_timeout_ms);
+    spec.max_attempts = args.max_attempts.unwrap_or(spec.max_attempts);
+    spec.time_limit_ms = args.time_limit.unwrap_or(0);
+    spec.priority = args.priority.unwrap_or(spec.priority);
+    spec.disk_limit = args.disk_limit.unwrap_or(0);
+    spec.lease_ms = args.keep.unwrap_or(0);
+    spec.speculative = !args.no_speculation;
     spec
 }
 
@@ -72,17 +88,31 @@ fn grep_spec(args: &GrepArgs) -> JobSpec {
 /// A word count for the demo; one that does not succeed is an error.
 pub async fn wordcount(context: &Context, fs: &FileSystem, inputs: &[String], output: &str) -> Outcome<JobReport> {
     let (observer, control) = JobObserver::new();
-    let report = watched(context, fs, JobSpec::wordcount(inputs.to_vec(), output, true), observer, &control).await?;
+    let spec = JobSpec::wordcount(inputs.to_vec(), output, true);
+    let report = watched(context, job::run(fs, spec, observer), &control).await?;
     match failure_of(&report) {
         Some(error) => Err(error.into()),
         None => Ok(report),
     }
 }
 
-/// Runs a job and shows how far it is; a signal cancels it and ends the program when it has cleaned up.
-pub async fn run(context: &Context, fs: &FileSystem, spec: JobSpec) -> Outcome<JobReport> {
+/// Runs a job and shows how far it is; a signal cancels it and ends the program when it has cleaned up. With `job run --detach` a node of the cluster
+/// runs it, and there is no report: the program ends here.
+pub async fn run(context: &mut Context, fs: &FileSystem, spec: JobSpec) -> Outcome<JobReport> {
+    if context.detach {
+        return Err(jobs::detach(context, fs, &spec).await?);
+    }
     let (observer, control) = JobObserver::new();
-    let mut running = std::pin::pin!(watched(context, fs, spec, observer, &control));
+    until_signal(context, &control, watched(context, job::run(fs, spec, observer), &control)).await
+}
+
+/// Waits for a job; a signal cancels it, and then its end is the end of the program.
+pub async fn until_signal(
+    context: &Context,
+    control: &JobControl,
+    running: impl Future<Output = Outcome<JobReport>>,
+) -> Outcome<JobReport> {
+    let mut running = std::pin::pin!(running);
     tokio::select! {
         biased;
         () = process::shutdown_signal() => {}
@@ -94,16 +124,15 @@ pub async fn run(context: &Context, fs: &FileSystem, spec: JobSpec) -> Outcome<J
     Err(Failure::Exit(130))
 }
 
-async fn watched(
+/// Shows how far a job is until it is over.
+pub async fn watched(
     context: &Context,
-    fs: &FileSystem,
-    spec: JobSpec,
-    observer: JobObserver,
+    running: impl Future<Output = cairn_client::fs::Result<JobReport>>,
     control: &JobControl,
 ) -> Outcome<JobReport> {
     let bar = Progress::start(context, "planning", Some(0));
     let mut progress = control.progress();
-    let mut running = std::pin::pin!(job::run(fs, spec, observer));
+    let mut running = std::pin::pin!(running);
     loop {
         tokio::select! {
             biased;
@@ -120,12 +149,21 @@ async fn watched(
 }
 
 fn describe(progress: &JobProgress) -> String {
-    match progress.phase {
-        Phase::Planning => "planning".into(),
-        Phase::Map => format!("map {}/{}", progress.maps_done, progress.maps),
+    let (node, rack, remote) = (progress.node_local, progress.rack_local, progress.remote);
+    let mut text = match progress.phase {
+        Phase::Planning => return "planning".into(),
+        Phase::Map => format!(
+            "map {}/{} ({node} node-local, {rack} rack-local, {remote} remote)",
+            progress.maps_done, progress.maps
+        ),
         Phase::Reduce => format!("reduce {}/{}", progress.reduces_done, progress.reduces),
-        Phase::Commit | Phase::Ended => "finishing".into(),
+        Phase::Commit | Phase::Ended => return "finishing".into(),
+    };
+    text.push_str(&format!(", {} running", progress.running));
+    if progress.attempts_failed > 0 {
+        text.push_str(&format!(", {}", counted(progress.attempts_failed.into(), "failed attempt")));
     }
+    text
 }
 
 pub fn failure_of(report: &JobReport) -> Option<Error> {
@@ -143,6 +181,7 @@ pub fn finish(out: &mut Out, report: JobReport) -> Outcome {
         out.line(format!("job {} ({}) succeeded; its output is {}", report.id, report.name, report.output))?;
         show_tasks(out, &report)?;
         show_counters(out, &report)?;
+        jobs::show_slowest(out, &report)?;
     } else if !report.stderr_tail.is_empty() {
         out.line(format!("last lines of the task that failed:\n{}", report.stderr_tail.trim_end()))?;
     }
@@ -254,7 +293,7 @@ mod tests {
     #[test]
     fn arguments_become_a_job() {
         let job =
-            JobArgs { reducers: Some(3), split_size: Some(1 << 20), task_memory: Some(64 << 20), replication: None };
+            JobArgs { reducers: Some(3), split_size: Some(1 << 20), task_memory: Some(64 << 20), ..JobArgs::default() };
         let args = WordcountArgs { job: job.clone(), no_combiner: false, paths: paths(&["/a", "/b", "/out"]) };
         let spec = wordcount_spec(&args);
         assert_eq!((spec.inputs.len(), spec.output.as_str()), (2, "/out"));

@@ -27,6 +27,7 @@ mod fsck;
 mod get;
 mod health;
 mod job;
+mod jobs;
 mod listing;
 mod local;
 mod modes;

@@ -1,211 +1,276 @@
-//! The driver: plans, has the scheduler decide, carries it out, commits.
+//! The driver: has the scheduler decide, carries it out, writes down what was decided, commits.
 //!
 //! # Consistency
 //! All output is written into a staging folder beside the output, named after the job. Each accepted attempt's file gets its final name there by a
 //! rename; when all are done, `_SUCCESS` is added and the folder is renamed to the output, never replacing anything. Readers see all or nothing.
 //!
+//! # Crash
+//! What counts is in the job's journal before it is acted on ([`super::journal`]); another driver goes on from there ([`super::resume`]). One that was
+//! only paused finds its journal closed, its epoch refused by the nodes and its staging folder gone, and ends without changing anything.
+//!
 //! # Cancellation
-//! Through [`super::JobControl::cancel`]: tasks are killed, the staging folder goes. Dropping the future of [`run`] leaves the staging folder, and the
-//! nodes end the job when its lease is over.
+//! Through [`super::JobControl::cancel`]: tasks are killed, the staging folder goes. Dropping the future of [`run`] is like a crash.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use bytes::Bytes;
-use cairn_proto::path::{join, normalize, split_last};
-use cairn_proto::pb::task_event::Event as What;
+use cairn_proto::pb::job_record::Record;
 use cairn_proto::pb::task_spec::Work;
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::commit;
+use super::history;
+use super::journal::{Journal, Written, staging_path};
 use super::node::{Command, LinkTarget, News, NodeLink, NodeNews};
-use super::plan::{self, Prepared};
-use super::report::{JobReport, JobState, Locality, MapSummary, PhaseTimes, ReduceSummary, TaskReport};
-use super::scheduler::{AfterSuccess, Assignment, Scheduler, Standing};
-use super::ship::{CacheFile, Executable};
+use super::report::{JobReport, JobState, Locality, PhaseTimes};
+use super::scheduler::{ATTEMPTS_PER_EPOCH, Assignment, NodeInfo, Rules, Scheduler, Standing};
 use super::spec::{JobObserver, JobProgress, JobSpec, Phase};
-use crate::fs::{CreateOptions, FileSystem, RenameMode};
-use crate::mapreduce::{Counters, counter};
+use super::submit::{self, Submission};
+use crate::fs::FileSystem;
 
 /// How often progress is told at most.
 const PROGRESS_MS: u64 = 100;
+/// How often progress is written to the journal, so that its age tells whether the driver lives.
+pub(super) const BEAT_MS: u64 = 20_000;
 /// How long the end of a job waits for the nodes to clean up.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long a driver that takes over waits for the nodes to say what they hold.
+const MEET_LIMIT: Duration = Duration::from_secs(5);
+/// A driver looks for what dead ones left when it has run for so long; short jobs have better to do.
+const SWEEP_AFTER: Duration = Duration::from_secs(3);
 
-/// Runs a job to its end. An error means that it was refused before any task ran; how a job that ran has ended is in the report.
+/// Runs a job to its end. An error means that it was refused before any task ran, or that another driver has taken it over; how a job that ran has ended
+/// is in the report.
 pub async fn run(fs: &FileSystem, spec: JobSpec, observer: JobObserver) -> Result<JobReport> {
-    spec.validate()?;
     let started_ms = fs.env().clock.mono_ms();
-    let output = check_output(fs, &spec.output).await?;
-    let prepared = plan::prepare(fs, &spec).await?;
-    let created = missing_ancestors(fs, &output).await?;
-    let mut driver = Driver::new(fs, spec, &output, prepared, observer, started_ms);
-    fs.mkdirs(&driver.staging, 0o755).await?;
-    let ended = driver.work().await;
-    let report = driver.end(ended).await;
-    if report.state != JobState::Succeeded {
-        for folder in created {
-            // Only what is still empty goes; the first that is not ends it.
-            if fs.delete(&folder, false).await.is_err() {
-                break;
-            }
-        }
-    }
-    Ok(report)
+    let Submission { written, journal, nodes } =
+        submit::submit(fs, &spec, |written| vec![driver_record(written, 1)]).await?;
+    let mut driver = Driver::new(fs, written, 1, journal, nodes, observer);
+    driver.started_ms = started_ms;
+    driver.drive().await
 }
 
-/// The output must not exist.
-pub async fn check_output(fs: &FileSystem, output: &str) -> Result<String> {
-    let output = normalize(output)?;
-    if output == "/" || fs.exists(&output).await? {
-        let text = format!("output {output} exists already: remove it or choose another name");
-        return Err(Error::new(ErrorCode::FileAlreadyExists, text).with_subject(output));
-    }
-    Ok(output)
+/// The first record of a driver.
+pub(super) fn driver_record(written: &Written, epoch: u64) -> Record {
+    let place = format!("{} (process {})", cairn_common::process::host_name(), std::process::id());
+    let staging = staging_path(&written.submitted.output, &written.job().job_id, epoch);
+    Record::Driver(pb::JobDriver { epoch, place, staging })
 }
 
-/// The folders above `path` that do not exist, the lowest first.
-async fn missing_ancestors(fs: &FileSystem, path: &str) -> Result<Vec<String>> {
-    let mut missing = Vec::new();
-    let mut at = path;
-    while let Some((parent, _)) = split_last(at) {
-        if fs.exists(parent).await? {
-            break;
-        }
-        missing.push(parent.to_owned());
-        at = parent;
-    }
-    Ok(missing)
-}
-
-/// How the work ended, if not well.
-enum Ended {
+/// How the work ended.
+pub(super) enum Ended {
     Committed,
     Killed,
     Failed(Error),
+    /// Another driver has the job.
+    Superseded(Error),
 }
 
-struct Driver<'a> {
-    fs: &'a FileSystem,
-    spec: JobSpec,
-    output: String,
-    staging: String,
+/// Does the error mean that somebody else has the job?
+fn is_superseded(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::StaleEpoch | ErrorCode::LeaseExpired | ErrorCode::FileNotFound)
+}
+
+/// What follows from an error of the journal.
+pub(super) fn journal_ended(error: Error) -> Ended {
+    if is_superseded(&error) { Ended::Superseded(error) } else { Ended::Failed(error) }
+}
+
+pub(super) struct Driver<'a> {
+    pub(super) fs: &'a FileSystem,
+    pub(super) written: Written,
+    pub(super) epoch: u64,
+    pub(super) staging: String,
     request: pb::RegisterJobRequest,
-    scheduler: Scheduler,
-    links: HashMap<String, NodeLink>,
+    pub(super) scheduler: Scheduler,
+    pub(super) journal: Journal,
+    pub(super) links: HashMap<String, NodeLink>,
     news_sender: mpsc::Sender<NodeNews>,
-    news: mpsc::Receiver<NodeNews>,
+    pub(super) news: mpsc::Receiver<NodeNews>,
     observer: JobObserver,
-    totals: JobProgress,
+    status: watch::Sender<pb::JobStatus>,
+    pub(super) totals: JobProgress,
     told_ms: u64,
-    started_ms: u64,
+    beat_ms: u64,
+    /// When the job was submitted, by this driver's clock.
+    pub(super) started_ms: u64,
     /// When each phase began.
     phase_starts: BTreeMap<u8, u64>,
 }
 
 impl<'a> Driver<'a> {
-    fn new(
+    /// A driver of a job as it is written down.
+    pub(super) fn new(
         fs: &'a FileSystem,
-        spec: JobSpec,
-        output: &str,
-        prepared: Prepared,
+        written: Written,
+        epoch: u64,
+        journal: Journal,
+        nodes: Vec<NodeInfo>,
         observer: JobObserver,
-        started_ms: u64,
     ) -> Self {
-        let env = fs.env();
-        let job_id = format!("job-{}-{:04x}", env.clock.wall_ms(), env.entropy.next_u64() & 0xffff);
-        let parent = split_last(output).map_or("/", |(parent, _)| parent);
-        let staging = join(parent, &format!(".{job_id}.staging"));
-        let mut token = vec![0; 16];
-        env.entropy.fill(&mut token);
-        let job = pb::JobDescription {
-            job_id: job_id.clone(),
-            name: spec.name.clone(),
-            kind: spec.kind.clone(),
-            properties: spec.properties.clone().into_iter().collect(),
-            user: fs.user().to_owned(),
-            namenode: fs.namenode_address().to_owned(),
-            cluster_id: prepared.cluster_id,
-            memory_limit: spec.memory_limit,
-            reducers: prepared.reducers,
-            staging: staging.clone(),
-            token: Bytes::from(token),
-            output_replication: spec.output_replication,
-            output_block_size: spec.output_block_size,
-            maps: prepared.splits.len() as u32,
-            executable: spec.executable.as_ref().map(Executable::to_wire),
-            cache_files: spec.cache_files.iter().map(CacheFile::to_wire).collect(),
+        let submitted = &written.submitted;
+        let mut job = written.job();
+        let staging = staging_path(&submitted.output, &job.job_id, epoch);
+        job.staging.clone_from(&staging);
+        let rules = Rules {
+            job_id: job.job_id.clone(),
+            reduces: job.reducers,
+            max_attempts: submitted.max_attempts.max(1),
+            speculative: submitted.speculative,
+            first_attempt: (epoch.saturating_sub(1) as u32).saturating_mul(ATTEMPTS_PER_EPOCH),
         };
         let totals = JobProgress {
-            maps: prepared.splits.len() as u32,
-            reduces: prepared.reducers,
-            bytes: prepared.splits.iter().map(|planned| planned.split.length).sum(),
+            maps: written.splits.len() as u32,
+            reduces: job.reducers,
+            bytes: written.splits.iter().map(|planned| planned.split.length).sum(),
             ..JobProgress::default()
         };
         let (news_sender, news) = mpsc::channel(1_024);
+        let clock = &fs.env().clock;
+        let since_ms = clock.wall_ms().saturating_sub(written.submitted_ms);
         Self {
             fs,
-            spec,
-            output: output.to_owned(),
+            epoch,
             staging,
-            // Each job id has one driver in its life so far; a driver that takes over will have a higher epoch.
-            request: pb::RegisterJobRequest { epoch: 1, job: Some(job) },
-            scheduler: Scheduler::new(&job_id, prepared.splits, prepared.reducers, prepared.nodes),
+            scheduler: Scheduler::new(rules, written.splits.clone(), nodes),
+            request: pb::RegisterJobRequest { epoch, job: Some(job) },
+            written,
+            journal,
             links: HashMap::new(),
             news_sender,
             news,
             observer,
+            status: watch::channel(pb::JobStatus::default()).0,
             totals,
             told_ms: 0,
-            started_ms,
+            beat_ms: clock.mono_ms(),
+            started_ms: clock.mono_ms().saturating_sub(since_ms),
             phase_starts: BTreeMap::new(),
         }
     }
 
-    fn now_ms(&self) -> u64 {
+    /// Works to the end, and leaves the job behind as it ended.
+    pub(super) async fn drive(mut self) -> Result<JobReport> {
+        let (fs, clock) = (self.fs.clone(), self.fs.env().clock.clone());
+        let sweep = async move {
+            clock.sleep(SWEEP_AFTER).await;
+            history::sweep(&fs).await;
+            std::future::pending::<()>().await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = self.work() => ended,
+            () = sweep => Ended::Killed,
+        };
+        self.end(ended).await
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
         self.fs.env().clock.mono_ms()
     }
 
-    fn job(&self) -> &pb::JobDescription {
+    pub(super) fn job(&self) -> &pb::JobDescription {
         static NONE: std::sync::OnceLock<pb::JobDescription> = std::sync::OnceLock::new();
         self.request.job.as_ref().unwrap_or_else(|| NONE.get_or_init(Default::default))
     }
 
     async fn work(&mut self) -> Ended {
+        if self.epoch > 1
+            && let Some(ended) = self.meet_nodes().await
+        {
+            return ended;
+        }
+        let limit_ms = self.written.submitted.time_limit_ms;
         loop {
             let now_ms = self.now_ms();
             for assignment in self.scheduler.assign(now_ms) {
                 self.start(assignment);
             }
+            self.command_nodes();
             self.tell(false);
             match self.scheduler.standing() {
                 Standing::Running => {}
                 Standing::Failed(error) => return Ended::Failed(error),
                 Standing::AllDone => break,
             }
+            if limit_ms > 0 && now_ms.saturating_sub(self.started_ms) > limit_ms {
+                let id = &self.job().job_id;
+                let text = format!("job {id} was stopped: its time limit is {} s", limit_ms.div_ceil(1_000));
+                return Ended::Failed(Error::new(ErrorCode::JobFailed, text).with_subject(id));
+            }
+            if let Some(ended) = self.beat(now_ms).await {
+                return ended;
+            }
             let wait_ms = self.scheduler.next_look_ms(now_ms).map_or(1_000, |at| (at - now_ms).clamp(1, 1_000));
             let event = tokio::select! {
                 biased;
                 () = cancelled(&mut self.observer) => return Ended::Killed,
+                error = self.journal.failed() => return journal_ended(error),
                 event = self.news.recv() => event,
                 () = self.fs.env().clock.sleep(Duration::from_millis(wait_ms)) => None,
             };
-            if let Some((node, news)) = event {
-                self.take(&node, news).await;
-                while let Ok((node, news)) = self.news.try_recv() {
-                    self.take(&node, news).await;
-                }
+            if let Some(ended) = self.take_all(event).await {
+                return ended;
             }
         }
         self.tell_phase(Phase::Commit);
-        tokio::select! {
-            biased;
-            // Once the rename is under way it is too late.
-            committed = commit(self.fs, &self.staging, &self.output, self.expected_files()) => match committed {
-                Ok(()) => Ended::Committed,
-                Err(error) => Ended::Failed(error),
-            },
+        self.commit().await
+    }
+
+    /// The decision is written down; from there on the only way is forward.
+    async fn commit(&mut self) -> Ended {
+        let inode = match self.fs.status(&self.staging).await {
+            Ok(status) => status.inode,
+            Err(error) if error.code() == ErrorCode::FileNotFound => return self.superseded_or_failed(error).await,
+            Err(error) => return Ended::Failed(error),
+        };
+        let record = Record::Committing(pb::JobCommitting { staging_inode: inode });
+        if let Err(error) = self.journal.settle(vec![record], true).await {
+            return journal_ended(error);
         }
+        match commit::commit(self.fs, &self.staging, &self.written.submitted.output, self.expected_files()).await {
+            Ok(()) => Ended::Committed,
+            Err(error) if error.code() == ErrorCode::FileNotFound => self.superseded_or_failed(error).await,
+            Err(error) => Ended::Failed(error),
+        }
+    }
+
+    /// The staging folder is not where it was: somebody else has the job if the journal cannot be written any more.
+    async fn superseded_or_failed(&self, error: Error) -> Ended {
+        match self.journal.settle(vec![Record::Beat(self.status.borrow().clone())], true).await {
+            Err(fenced) if is_superseded(&fenced) => Ended::Superseded(fenced),
+            _ => Ended::Failed(error),
+        }
+    }
+
+    /// A driver that takes over hears first what the nodes hold and run of the job.
+    async fn meet_nodes(&mut self) -> Option<Ended> {
+        self.link_all();
+        let mut silent: BTreeSet<String> = self.scheduler.node_ids().into_iter().collect();
+        let deadline_ms = self.now_ms() + MEET_LIMIT.as_millis() as u64;
+        while !silent.is_empty() {
+            let left_ms = deadline_ms.saturating_sub(self.now_ms());
+            let event = tokio::select! {
+                biased;
+                () = cancelled(&mut self.observer) => return Some(Ended::Killed),
+                event = self.news.recv() => event,
+                () = self.fs.env().clock.sleep(Duration::from_millis(left_ms)) => break,
+            };
+            if let Some((node, News::Registered { .. } | News::Lost(_))) = &event {
+                silent.remove(node);
+            }
+            if let Some(ended) = self.take_all(event).await {
+                return Some(ended);
+            }
+        }
+        // Outputs on nodes that the cluster no longer has are lost.
+        let gone: BTreeSet<String> = self.written.accepted.values().map(|one| one.node_id.clone()).collect();
+        let now_ms = self.now_ms();
+        for node in gone {
+            self.scheduler.node_gone(&node, now_ms);
+        }
+        None
     }
 
     /// Names of all files that accepted attempts wrote.
@@ -220,12 +285,27 @@ impl<'a> Driver<'a> {
             pb::TaskKind::Map => Work::Map(pb::MapTask { split: self.scheduler.split(task.index).cloned() }),
             pb::TaskKind::Reduce => Work::Reduce(pb::ReduceTask { inputs: self.scheduler.map_outputs() }),
         };
-        let spec = pb::TaskSpec { id: Some(task), work: Some(work), output_path: self.attempt_path(&task) };
-        let node = assignment.node;
-        let sent = self.link(&node).is_some_and(|link| link.send(Command::Start(Box::new(spec))));
+        let output_path = commit::attempt_path(&self.staging, &task);
+        let spec = pb::TaskSpec { id: Some(task), work: Some(work), output_path };
+        let (node, backlog) = (assignment.node, assignment.backlog);
+        let sent = self.link(&node).is_some_and(|link| link.send(Command::Start(Box::new(spec), backlog)));
         if !sent {
             let now_ms = self.now_ms();
             self.scheduler.refused(&node, &task, now_ms);
+        }
+    }
+
+    /// Kills what runs for nothing, and gives up places in queues that are no longer needed.
+    fn command_nodes(&mut self) {
+        for (node, task) in self.scheduler.take_kills() {
+            if let Some(link) = self.links.get(&node) {
+                link.send(Command::Kill(task));
+            }
+        }
+        for node in self.scheduler.withdrawals() {
+            if let Some(link) = self.links.get(&node) {
+                link.send(Command::Ask(0));
+            }
         }
     }
 
@@ -244,88 +324,21 @@ impl<'a> Driver<'a> {
                     ..Default::default()
                 },
                 request: self.request.clone(),
+                status: self.status.subscribe(),
             };
             self.links.insert(node.to_owned(), NodeLink::open(target, self.news_sender.clone()));
         }
         self.links.get(node)
     }
 
-    /// Where one attempt writes; it names its files itself, beside that.
-    fn attempt_path(&self, task: &pb::TaskId) -> String {
-        let kind = if task.kind() == pb::TaskKind::Reduce { "r" } else { "m" };
-        join(&self.staging, &format!(".part-{kind}-{:05}.attempt-{}", task.index, task.attempt))
-    }
-
-    async fn take(&mut self, node: &str, news: News) {
-        let now_ms = self.now_ms();
-        match news {
-            News::Refused(task) => self.scheduler.refused(node, &task, now_ms),
-            News::NotStarted(task, error) => {
-                let failure = pb::TaskFailure { error: Some(error.to_wire()), ..Default::default() };
-                self.scheduler.attempt_failed(node, &task, &failure, now_ms);
-            }
-            News::Lost(error) => {
-                self.links.remove(node);
-                tracing::info!(node, %error, "a node is lost to the job");
-                self.scheduler.node_lost(node, &error, now_ms);
-            }
-            News::Event(event) => {
-                let task = event.task.unwrap_or_default();
-                match event.event {
-                    Some(What::Progress(progress)) => {
-                        if !self.scheduler.progress(node, &task, progress.bytes)
-                            && let Some(link) = self.links.get(node)
-                        {
-                            link.send(Command::Kill(task));
-                        }
-                    }
-                    Some(What::Success(success)) => self.succeeded(node, &task, success).await,
-                    Some(What::Failure(failure)) => {
-                        let why = failure.error.as_ref().map_or("", |error| &error.message);
-                        tracing::info!(
-                            node,
-                            kind = task.kind().as_str_name(),
-                            task.index,
-                            task.attempt,
-                            why,
-                            "attempt failed"
-                        );
-                        self.scheduler.attempt_failed(node, &task, &failure, now_ms);
-                    }
-                    None => {}
-                }
-            }
+    /// Writes progress down now and then.
+    async fn beat(&mut self, now_ms: u64) -> Option<Ended> {
+        if now_ms.saturating_sub(self.beat_ms) < BEAT_MS {
+            return None;
         }
-    }
-
-    async fn succeeded(&mut self, node: &str, task: &pb::TaskId, success: pb::TaskSuccess) {
-        let files = success.files.clone();
-        if self.scheduler.succeeded(node, task, success) != AfterSuccess::Commit {
-            return;
-        }
-        match self.accept_files(&files).await {
-            Ok(()) => self.scheduler.committed(task),
-            Err(error) => {
-                let failure = pb::TaskFailure { error: Some(error.to_wire()), ..Default::default() };
-                let now_ms = self.now_ms();
-                self.scheduler.attempt_failed(node, task, &failure, now_ms);
-            }
-        }
-    }
-
-    /// Gives an attempt's files their final names, the main one last: an attempt that is cut off in between is not accepted, and the next one replaces
-    /// what it left.
-    async fn accept_files(&self, files: &[pb::OutputFile]) -> Result<()> {
-        for file in files.iter().rev() {
-            let plain = |name: &str| !name.is_empty() && !name.contains('/');
-            if !plain(&file.attempt_name) || !plain(&file.final_name) {
-                let text = format!("an attempt wants to name {:?} {:?}", file.attempt_name, file.final_name);
-                return Err(Error::new(ErrorCode::InvalidArgument, text));
-            }
-            let (from, to) = (join(&self.staging, &file.attempt_name), join(&self.staging, &file.final_name));
-            self.fs.rename(&from, &to, RenameMode::Overwrite).await?;
-        }
-        Ok(())
+        self.beat_ms = now_ms;
+        let status = self.status.borrow().clone();
+        self.journal.note(Record::Beat(status)).await.err().map(journal_ended)
     }
 
     fn phase(&self) -> Phase {
@@ -337,6 +350,7 @@ impl<'a> Driver<'a> {
         self.phase_starts.entry(phase as u8).or_insert(now_ms);
         self.totals.phase = phase;
         self.observer.progress.send_replace(self.totals);
+        self.status.send_replace(self.totals.to_wire(now_ms.saturating_sub(self.started_ms)));
     }
 
     fn tell(&mut self, always: bool) {
@@ -372,23 +386,46 @@ impl<'a> Driver<'a> {
         self.tell_phase(phase);
     }
 
-    /// Ends the job on all nodes, removes what must not stay, and sums up.
-    async fn end(mut self, ended: Ended) -> JobReport {
-        self.end_on_nodes().await;
+    /// Failures that the drivers before wrote down.
+    pub(super) fn restore_failures(&mut self) {
+        let [maps, reduces] = self.written.failures;
+        self.scheduler.restore_failures(maps, reduces);
+    }
+
+    /// Connects to all nodes, so that the job can be ended there whoever started it.
+    pub(super) fn link_all(&mut self) {
+        for node in self.scheduler.node_ids() {
+            self.link(&node);
+        }
+    }
+
+    /// Ends the job on all nodes, removes what must not stay, sums up, and puts the job into the history.
+    pub(super) async fn end(mut self, ended: Ended) -> Result<JobReport> {
         let (state, failure) = match ended {
             Ended::Committed => (JobState::Succeeded, None),
             Ended::Killed => (JobState::Killed, Some(Error::new(ErrorCode::JobFailed, "the job was killed"))),
             Ended::Failed(error) => (JobState::Failed, Some(error)),
+            Ended::Superseded(error) => {
+                self.links.clear();
+                return history::after_supersession(self.fs, &self.job().job_id, error).await;
+            }
         };
+        self.end_on_nodes().await;
         if state != JobState::Succeeded
-            && let Err(error) = self.fs.delete(&self.staging, true).await
+            && let Err(error) = commit::remove_traces(self.fs, &self.written.submitted, self.epoch).await
         {
             tracing::warn!(path = %self.staging, %error, "the staging folder could not be removed");
         }
         self.tell(true);
-        let report = self.report(state, failure);
+        let now_ms = self.now_ms();
+        let report = JobReport::of(&self, state, failure, self.phases(now_ms), now_ms);
         self.tell_phase(Phase::Ended);
-        report
+        let Self { fs, journal, .. } = self;
+        if let Err(error) = history::bury(fs, journal, &report).await {
+            // The job is over all the same; whoever looks next puts it away.
+            tracing::warn!(job = report.id, %error, "the end of the job could not be written down");
+        }
+        Ok(report)
     }
 
     async fn end_on_nodes(&mut self) {
@@ -415,51 +452,6 @@ impl<'a> Driver<'a> {
         self.links.clear();
     }
 
-    fn report(&self, state: JobState, failure: Option<Error>) -> JobReport {
-        let now_ms = self.now_ms();
-        let (maps_failed, reduces_failed) = self.scheduler.attempts_failed();
-        let mut report = JobReport {
-            id: self.job().job_id.clone(),
-            name: self.spec.name.clone(),
-            state,
-            wall_ms: now_ms - self.started_ms,
-            map: MapSummary { tasks: self.totals.maps, attempts_failed: maps_failed, ..MapSummary::default() },
-            reduce: ReduceSummary { tasks: self.totals.reduces, attempts_failed: reduces_failed },
-            bytes: Default::default(),
-            records: Default::default(),
-            output: self.output.clone(),
-            phases: self.phases(now_ms),
-            counters: Counters::default(),
-            tasks: Vec::new(),
-            failure,
-            stderr_tail: self.scheduler.stderr_tail().to_owned(),
-        };
-        for ((kind, index), attempt, planned, success) in self.scheduler.attempts() {
-            let Some(success) = success else { continue };
-            let counters: Counters = success.counters.iter().map(|(name, value)| (name.clone(), *value)).collect();
-            let node = self.scheduler.node(&attempt.node);
-            let fetched = counters.get(counter::SHUFFLED_BYTES);
-            report.tasks.push(TaskReport {
-                kind: if kind == pb::TaskKind::Map { "map" } else { "reduce" },
-                index,
-                attempt: attempt.number,
-                node: attempt.node.clone(),
-                host: node.map(|node| node.host.clone()).unwrap_or_default(),
-                rack: node.map(|node| node.rack.clone()).unwrap_or_default(),
-                locality: attempt.locality,
-                path: planned.map(|planned| planned.split.path.clone()),
-                offset: planned.map_or(0, |planned| planned.split.offset),
-                bytes: planned.map_or(fetched, |planned| planned.split.length),
-                output_bytes: success.output_bytes,
-                elapsed_ms: success.elapsed_ms,
-                peak_memory: success.peak_memory,
-            });
-            report.counters.merge(&counters);
-        }
-        report.sum_up();
-        report
-    }
-
     fn phases(&self, now_ms: u64) -> PhaseTimes {
         let start = |phase: Phase| self.phase_starts.get(&(phase as u8)).copied();
         let commit = start(Phase::Commit).unwrap_or(now_ms);
@@ -479,25 +471,4 @@ async fn cancelled(observer: &mut JobObserver) {
         // Nobody is left who could.
         std::future::pending::<()>().await;
     }
-}
-
-/// Makes the staging folder the output.
-async fn commit(fs: &FileSystem, staging: &str, output: &str, mut expected: Vec<String>) -> Result<()> {
-    expected.sort_unstable();
-    for entry in fs.list_all(staging).await? {
-        let name = split_last(&entry.path).map_or("", |(_, name)| name);
-        // Files of attempts that were given up.
-        if expected.binary_search_by(|have| have.as_str().cmp(name)).is_err() {
-            fs.delete(&entry.path, true).await?;
-        }
-    }
-    let success = fs.create(&join(staging, "_SUCCESS"), CreateOptions::default()).await?;
-    success.close().await?;
-    fs.rename(staging, output, RenameMode::NoReplace).await.map_err(|error| match error.code() {
-        ErrorCode::FileAlreadyExists | ErrorCode::DirectoryNotEmpty => {
-            let text = format!("output {output} appeared while the job ran; it was left alone");
-            Error::new(ErrorCode::FileAlreadyExists, text).with_subject(output)
-        }
-        _ => error,
-    })
 }

@@ -2,8 +2,11 @@
 //!
 //! # Overview
 //! [`run`] takes a [`JobSpec`], cuts its input at block edges ([`splits`]), and drives it to its end: the pure [`scheduler`] decides what runs where, a
-//! [`node`] link per datanode carries it out, and the output is committed by one rename (see [`driver`]). [`plan()`] shows what would run where. Tasks run
-//! in worker processes that datanodes start ([`worker`]); what they compute is in [`crate::mapreduce`].
+//! [`node`] link per datanode carries it out, and the output is committed by one rename (see [`driver`], [`commit`]). [`plan()`] shows what would run
+//! where. Tasks run in worker processes that datanodes start ([`worker`]); what they compute is in [`crate::mapreduce`].
+//!
+//! What a driver decides is written to a [`journal`] in the file system first. So another one can go on when it dies ([`resume`]), a job can be driven
+//! by a node of the cluster ([`submit_detached`]), and be followed, listed and killed from anywhere ([`status()`], [`list`], [`kill`]).
 //!
 //! ```no_run
 //! use cairn_client::fs::{ClientSettings, FileSystem};
@@ -19,7 +22,14 @@
 //! ```
 
 pub mod builtin;
+mod commit;
+mod contact;
+mod control;
 mod driver;
+mod events;
+mod graph;
+mod history;
+mod journal;
 mod launch;
 mod node;
 mod plan;
@@ -28,14 +38,20 @@ mod scheduler;
 mod ship;
 mod spec;
 mod splits;
+mod submit;
 pub mod worker;
 
+pub use control::{
+    AttemptView, JobLog, JobView, kill, logs, read_log, resume, resume_detached, short_name, status, submit_detached,
+};
 pub use driver::run;
+pub use graph::{GraphReport, GraphStage, JobGraph, StageReport};
+pub use history::{JobEntry, Stage, list, report, sweep};
 pub use launch::{Jobs, Launcher, main, main_with};
 pub use plan::{JobPlan, PlannedTask, plan};
 pub use report::{
-    ByteSummary, JobReport, JobState, Locality, MapSummary, NodeTasks, PhaseTimes, RecordSummary, ReduceSummary,
-    TaskReport,
+    ByteSummary, JobReport, JobState, Locality, MapSummary, NodeTasks, PartitionSummary, PhaseTimes, RecordSummary,
+    ReduceSummary, TaskReport,
 };
 pub use ship::{CacheFile, Executable, Shipped, store, target};
 pub use spec::{DEFAULT_TASK_MEMORY, JobControl, JobObserver, JobProgress, JobSpec, MAX_ATTEMPTS, Phase};

@@ -6,7 +6,7 @@ use cairn_common::Env;
 use cairn_common::net::rpc::{self, RpcOptions};
 use cairn_proto::pb::tasks_client::TasksClient;
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -19,8 +19,10 @@ const RETRY_PAUSES_MS: [u64; 3] = [50, 150, 400];
 
 /// What the driver asks of a node.
 pub enum Command {
-    /// Start an attempt.
-    Start(Box<pb::TaskSpec>),
+    /// Start an attempt; so many tasks wait beside it.
+    Start(Box<pb::TaskSpec>, u32),
+    /// Wait for so many slots; 0: for none any more.
+    Ask(u32),
     /// Kill one.
     Kill(pb::TaskId),
     /// End the job there; answered when nothing of it is left (or the node does not answer).
@@ -29,6 +31,13 @@ pub enum Command {
 
 /// What a node tells.
 pub enum News {
+    /// The node knows the job now, and says what it has of it.
+    Registered {
+        /// Maps whose outputs it keeps.
+        held: Vec<pb::TaskId>,
+        /// Attempts that run there.
+        running: Vec<pb::TaskId>,
+    },
     /// No slot is free.
     Refused(pb::TaskId),
     /// The attempt could not be started.
@@ -61,6 +70,8 @@ pub struct LinkTarget {
     pub hello: pb::Hello,
     /// The job, with the driver's epoch.
     pub request: pb::RegisterJobRequest,
+    /// How the job stands, for whoever asks the node.
+    pub status: watch::Receiver<pb::JobStatus>,
 }
 
 impl NodeLink {
@@ -115,14 +126,19 @@ impl Link {
                     let _ = done.send(());
                     return Ok(());
                 }
-                Some(Command::Start(spec)) => {
+                Some(Command::Start(spec, backlog)) => {
                     // The watch goes on meanwhile.
-                    let start = self.start(client.clone(), *spec);
+                    let start = self.start(client.clone(), *spec, backlog);
                     tokio::pin!(start);
                     tokio::select! {
                         started = &mut start => started?,
                         lost = &mut watch => return lost,
                     }
+                }
+                Some(Command::Ask(wanted)) => {
+                    let request = pb::AskSlotsRequest { job_id: self.job_id(), epoch: self.epoch(), wanted };
+                    // Kept slots are kept for a moment only: no harm if this is lost.
+                    let _ = self.limited(client.clone().ask_slots(request)).await;
                 }
                 Some(Command::Kill(task)) => {
                     let request = pb::KillTaskRequest { job_id: self.job_id(), epoch: self.epoch(), task: Some(task) };
@@ -186,15 +202,16 @@ impl Link {
             let client = TasksClient::new(channel)
                 .max_decoding_message_size(rpc::MAX_RPC_BYTES)
                 .max_encoding_message_size(4 * rpc::MAX_RPC_BYTES);
-            self.limited(client.clone().register_job(target.request.clone())).await?;
+            let found = self.limited(client.clone().register_job(target.request.clone())).await?;
+            self.tell(News::Registered { held: found.held, running: found.running }).await?;
             Ok(client)
         })
         .await
     }
 
-    async fn start(&self, client: Client, spec: pb::TaskSpec) -> Result<()> {
+    async fn start(&self, client: Client, spec: pb::TaskSpec, backlog: u32) -> Result<()> {
         let task = spec.id.unwrap_or_default();
-        let request = pb::StartTaskRequest { job_id: self.job_id(), epoch: self.epoch(), task: Some(spec) };
+        let request = pb::StartTaskRequest { job_id: self.job_id(), epoch: self.epoch(), task: Some(spec), backlog };
         let started = self
             .patiently(|| async {
                 let mut client = client.clone();
@@ -217,6 +234,7 @@ impl Link {
                 epoch: self.epoch(),
                 after_sequence: after,
                 wait_ms: WATCH_MS,
+                status: Some(self.target.status.borrow().clone()),
             };
             let answer = self.patiently(|| async {
                 let mut client = client.clone();

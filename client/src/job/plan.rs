@@ -4,7 +4,7 @@ use cairn_proto::{Error, ErrorCode, Result};
 use serde::Serialize;
 
 use super::report::Locality;
-use super::scheduler::{NodeInfo, Scheduler};
+use super::scheduler::{NodeInfo, Rules, Scheduler};
 use super::spec::JobSpec;
 use super::splits::{self, PlannedSplit};
 use crate::fs::{FileSystem, NodeState};
@@ -21,6 +21,20 @@ pub(super) struct Prepared {
     pub cluster_id: String,
 }
 
+/// Nodes that run tasks.
+pub(super) async fn live_nodes(fs: &FileSystem) -> Result<Vec<NodeInfo>> {
+    let report = fs.cluster_report().await?;
+    let live = report.nodes.into_iter().filter(|node| node.state() == NodeState::Live && node.task_slots > 0);
+    let info = |node: crate::fs::NodeReport| NodeInfo {
+        id: node.id,
+        host: node.host,
+        address: node.address,
+        rack: node.rack,
+        slots: node.task_slots,
+    };
+    Ok(live.map(info).collect())
+}
+
 /// Looks at the input and at the cluster.
 pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared> {
     let format = spec.format()?;
@@ -30,17 +44,7 @@ pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared>
         splits = splits::plan_splits(fs, &files, format, spec.split_bytes).await?;
     }
     let cluster_id = fs.server_defaults().await?.cluster_id.clone();
-    let report = fs.cluster_report().await?;
-    let live = report.nodes.into_iter().filter(|node| node.state() == NodeState::Live && node.task_slots > 0);
-    let nodes: Vec<NodeInfo> = live
-        .map(|node| NodeInfo {
-            id: node.id,
-            host: node.host,
-            address: node.address,
-            rack: node.rack,
-            slots: node.task_slots,
-        })
-        .collect();
+    let nodes = live_nodes(fs).await?;
     if nodes.is_empty() {
         return Err(Error::new(ErrorCode::NoTargets, "no live datanode runs tasks"));
     }
@@ -111,7 +115,7 @@ fn simulate(prepared: Prepared) -> JobPlan {
     let bytes = splits.iter().map(|planned| planned.split.length).sum();
     let maps = splits.len() as u32;
     let mut plan = JobPlan { bytes, maps, reducers, localities: [0; 3], tasks: Vec::new() };
-    let mut scheduler = Scheduler::new("plan", splits.clone(), reducers, nodes);
+    let mut scheduler = Scheduler::new(Rules::new("plan", reducers), splits.clone(), nodes);
     let (mut now_ms, mut wave) = (0, 0);
     loop {
         let started = scheduler.assign(now_ms);
@@ -144,7 +148,7 @@ fn simulate(prepared: Prepared) -> JobPlan {
             });
         }
         for one in &started {
-            scheduler.succeeded(&one.node, &one.task, Default::default());
+            scheduler.succeeded(&one.node, &one.task, Default::default(), now_ms);
             scheduler.committed(&one.task);
         }
         now_ms += 1;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use cairn_proto::Error;
-use serde::{Serialize, Serializer};
+use cairn_proto::{Error, ErrorCode, pb};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::driver::Driver;
 use crate::mapreduce::{Counters, counter};
 
 /// How a job ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Its output is there.
@@ -19,8 +20,24 @@ pub enum JobState {
     Killed,
 }
 
+impl JobState {
+    /// "succeeded", "failed", "killed".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Killed => "killed",
+        }
+    }
+
+    /// As the end of a sentence: "it succeeded".
+    pub fn in_words(self) -> &'static str {
+        if self == Self::Killed { "was killed" } else { self.as_str() }
+    }
+}
+
 /// How near a map ran to its block.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Locality {
     /// On a node that holds it.
     #[serde(rename = "node-local")]
@@ -45,7 +62,7 @@ impl Locality {
 }
 
 /// The maps.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names of the JSON shape
 pub struct MapSummary {
     pub tasks: u32,
@@ -56,7 +73,7 @@ pub struct MapSummary {
 }
 
 /// The reduces.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ReduceSummary {
     pub tasks: u32,
@@ -64,7 +81,7 @@ pub struct ReduceSummary {
 }
 
 /// Bytes.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ByteSummary {
     pub read: u64,
@@ -76,7 +93,7 @@ pub struct ByteSummary {
 }
 
 /// Records.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RecordSummary {
     #[serde(rename = "in")]
@@ -86,8 +103,30 @@ pub struct RecordSummary {
     pub out: u64,
 }
 
+/// How evenly the maps' outputs fall to the reduces; bytes as stored.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PartitionSummary {
+    /// Reduce with the most.
+    pub largest: u32,
+    /// What it gets.
+    pub largest_bytes: u64,
+    /// What the reduce in the middle gets.
+    pub median_bytes: u64,
+}
+
+impl PartitionSummary {
+    /// From the accepted maps' outputs, by reduce; `None` without any.
+    fn of(partitions: &[u64]) -> Option<Self> {
+        let (largest, bytes) = partitions.iter().zip(0..).map(|(bytes, at)| (at, *bytes)).max_by_key(|one| one.1)?;
+        let mut sorted = partitions.to_vec();
+        sorted.sort_unstable();
+        let median_bytes = sorted.get(sorted.len() / 2).copied().unwrap_or(0);
+        Some(Self { largest, largest_bytes: bytes, median_bytes })
+    }
+}
+
 /// Wall time by phase, milliseconds.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct PhaseTimes {
     pub plan_ms: u64,
@@ -97,10 +136,10 @@ pub struct PhaseTimes {
 }
 
 /// One accepted attempt.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TaskReport {
     /// "map" or "reduce".
-    pub kind: &'static str,
+    pub kind: String,
     /// Number among its kind.
     pub index: u32,
     /// Which attempt was accepted.
@@ -128,12 +167,20 @@ pub struct TaskReport {
 }
 
 /// A job that is over.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct JobReport {
     /// Unique.
     pub id: String,
     /// For people.
     pub name: String,
+    /// Which program.
+    pub kind: String,
+    /// Whose it was.
+    pub user: String,
+    /// Milliseconds since 1970.
+    pub submitted_ms: u64,
+    /// Drivers that it had.
+    pub drivers: u64,
     /// How it ended.
     pub state: JobState,
     /// From submit to end.
@@ -150,13 +197,16 @@ pub struct JobReport {
     pub output: String,
     /// Wall time by phase.
     pub phases: PhaseTimes,
+    /// How evenly the reduces were loaded.
+    #[serde(default)]
+    pub partitions: Option<PartitionSummary>,
     /// All counters of accepted attempts.
-    #[serde(serialize_with = "serialize_counters")]
+    #[serde(serialize_with = "serialize_counters", deserialize_with = "deserialize_counters")]
     pub counters: Counters,
     /// Where each accepted attempt ran.
     pub tasks: Vec<TaskReport>,
     /// Why it did not succeed: one line.
-    #[serde(serialize_with = "serialize_failure")]
+    #[serde(serialize_with = "serialize_failure", deserialize_with = "deserialize_failure")]
     pub failure: Option<Error>,
     /// The last lines of standard error of the task that failed the job.
     pub stderr_tail: String,
@@ -170,7 +220,78 @@ fn serialize_failure<S: Serializer>(failure: &Option<Error>, serializer: S) -> R
     failure.as_ref().map(|error| error.message().to_owned()).serialize(serializer)
 }
 
+fn deserialize_counters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Counters, D::Error> {
+    BTreeMap::<String, u64>::deserialize(deserializer).map(|counters| counters.into_iter().collect())
+}
+
+fn deserialize_failure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Error>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.map(|text| Error::new(ErrorCode::JobFailed, text)))
+}
+
 impl JobReport {
+    /// What a driver knows at the end.
+    pub(super) fn of(
+        driver: &Driver<'_>,
+        state: JobState,
+        failure: Option<Error>,
+        phases: PhaseTimes,
+        now_ms: u64,
+    ) -> Self {
+        let (scheduler, job) = (&driver.scheduler, driver.job());
+        let (maps_failed, reduces_failed) = scheduler.attempts_failed();
+        let mut report = Self {
+            id: job.job_id.clone(),
+            name: job.name.clone(),
+            kind: job.kind.clone(),
+            user: job.user.clone(),
+            submitted_ms: driver.written.submitted_ms,
+            drivers: driver.epoch,
+            state,
+            wall_ms: now_ms.saturating_sub(driver.started_ms),
+            map: MapSummary { tasks: driver.totals.maps, attempts_failed: maps_failed, ..MapSummary::default() },
+            reduce: ReduceSummary { tasks: driver.totals.reduces, attempts_failed: reduces_failed },
+            bytes: Default::default(),
+            records: Default::default(),
+            output: driver.written.submitted.output.clone(),
+            phases,
+            partitions: None,
+            counters: Counters::default(),
+            tasks: Vec::new(),
+            failure,
+            stderr_tail: scheduler.stderr_tail().to_owned(),
+        };
+        let mut partitions = vec![0; job.reducers as usize];
+        for ((kind, index), attempt, planned, success) in scheduler.attempts() {
+            let Some(success) = success else { continue };
+            for (sum, bytes) in partitions.iter_mut().zip(&success.partition_bytes) {
+                *sum += bytes;
+            }
+            let counters: Counters = success.counters.iter().map(|(name, value)| (name.clone(), *value)).collect();
+            let node = scheduler.node(&attempt.node);
+            let fetched = counters.get(counter::SHUFFLED_BYTES);
+            report.tasks.push(TaskReport {
+                kind: if kind == pb::TaskKind::Map { "map" } else { "reduce" }.to_owned(),
+                index,
+                attempt: attempt.number,
+                node: attempt.node.clone(),
+                host: node.map(|node| node.host.clone()).unwrap_or_default(),
+                rack: node.map(|node| node.rack.clone()).unwrap_or_default(),
+                locality: attempt.locality,
+                path: planned.map(|planned| planned.split.path.clone()),
+                offset: planned.map_or(0, |planned| planned.split.offset),
+                bytes: planned.map_or(fetched, |planned| planned.split.length),
+                output_bytes: success.output_bytes,
+                elapsed_ms: success.elapsed_ms,
+                peak_memory: success.peak_memory,
+            });
+            report.counters.merge(&counters);
+        }
+        report.partitions = PartitionSummary::of(&partitions);
+        report.sum_up();
+        report
+    }
+
     /// Fills the sums from counters and tasks.
     pub(super) fn sum_up(&mut self) {
         let get = |name| self.counters.get(name);
@@ -221,7 +342,7 @@ impl JobReport {
 }
 
 /// A row of [`JobReport::by_node`].
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct NodeTasks {
     pub host: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cairn_proto::mapoutput::MAX_PARTITIONS;
-use cairn_proto::{Error, ErrorCode, Result};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -15,11 +15,19 @@ use crate::mapreduce::builtin::{self, property};
 pub const DEFAULT_TASK_MEMORY: u64 = 256 << 20;
 /// Attempts of a task before its job fails.
 pub const MAX_ATTEMPTS: u32 = 4;
+/// An attempt without progress for so long is given up, unless the job says otherwise.
+pub const DEFAULT_TASK_TIMEOUT_MS: u64 = 600_000;
+/// Priority of a job that names none.
+pub const USUAL_PRIORITY: u32 = 100;
+const MAX_PRIORITY: u32 = 1_000;
+const MAX_LEASE_MS: u64 = 7 * 24 * 3_600_000;
 const MIN_TASK_MEMORY: u64 = 64 << 20;
 
 /// A job to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JobSpec {
+    /// Unique, 1 to 64 of `[A-Za-z0-9_-]`; `None`: one is made.
+    pub id: Option<String>,
     /// For people.
     pub name: String,
     /// Which program: a built-in one, or one of the executable's.
@@ -46,12 +54,29 @@ pub struct JobSpec {
     pub input_format: InputFormat,
     /// Files that every task finds on its local disk ([`crate::mapreduce::TaskContext::cache_file`]).
     pub cache_files: Vec<CacheFile>,
+    /// Share of slots against other jobs of the same user, 1 to 1000.
+    pub priority: u32,
+    /// The job fails if it is not done so long after it was submitted, milliseconds; 0: never.
+    pub time_limit_ms: u64,
+    /// An attempt without progress for so long is killed and has failed, milliseconds; 0: never.
+    pub task_timeout_ms: u64,
+    /// Nodes keep what they have of the job for so long without a driver, milliseconds; 0: as they are set.
+    pub lease_ms: u64,
+    /// Attempts of a task before the job fails.
+    pub max_attempts: u32,
+    /// Second attempts of tasks that lag.
+    pub speculative: bool,
+    /// Bytes that map outputs and work files may take on one node; 0: as far as the disk goes.
+    pub disk_limit: u64,
+    /// Thousandths of a core that a task may use, where nodes can hold it to that; 0: no limit.
+    pub cpu_limit: u32,
 }
 
 impl JobSpec {
     /// A job with the usual settings.
     pub fn new(kind: &str, inputs: Vec<String>, output: &str) -> Self {
         Self {
+            id: None,
             name: kind.to_owned(),
             kind: kind.to_owned(),
             properties: BTreeMap::new(),
@@ -65,6 +90,14 @@ impl JobSpec {
             executable: None,
             input_format: InputFormat::Lines,
             cache_files: Vec::new(),
+            priority: USUAL_PRIORITY,
+            time_limit_ms: 0,
+            task_timeout_ms: DEFAULT_TASK_TIMEOUT_MS,
+            lease_ms: 0,
+            max_attempts: MAX_ATTEMPTS,
+            speculative: true,
+            disk_limit: 0,
+            cpu_limit: 0,
         }
     }
 
@@ -83,6 +116,26 @@ impl JobSpec {
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.properties.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// What nodes are told; without what only the driver knows.
+    pub(super) fn description(&self) -> pb::JobDescription {
+        pb::JobDescription {
+            name: self.name.clone(),
+            kind: self.kind.clone(),
+            properties: self.properties.clone().into_iter().collect(),
+            memory_limit: self.memory_limit,
+            output_replication: self.output_replication,
+            output_block_size: self.output_block_size,
+            lease_ms: self.lease_ms,
+            task_timeout_ms: self.task_timeout_ms,
+            priority: self.priority,
+            disk_limit: self.disk_limit,
+            cpu_limit: self.cpu_limit,
+            executable: self.executable.as_ref().map(Executable::to_wire),
+            cache_files: self.cache_files.iter().map(CacheFile::to_wire).collect(),
+            ..Default::default()
+        }
     }
 
     /// Checks what can be checked without a cluster.
@@ -111,6 +164,21 @@ impl JobSpec {
         self.cache_files.iter().try_for_each(CacheFile::check)?;
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
+        }
+        if let Some(id) = &self.id {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            if !(1..=64).contains(&id.len()) || !id.bytes().all(plain) {
+                return refuse(format!("job id {id:?} is not 1 to 64 letters, digits, '-' and '_'"));
+            }
+        }
+        if !(1..=MAX_PRIORITY).contains(&self.priority) {
+            return refuse(format!("a priority of {} is not 1 to {MAX_PRIORITY}", self.priority));
+        }
+        if !(1..=100).contains(&self.max_attempts) {
+            return refuse(format!("{} attempts of a task are not 1 to 100", self.max_attempts));
+        }
+        if self.lease_ms > MAX_LEASE_MS {
+            return refuse("a job cannot be kept without a driver for more than a week".into());
         }
         Ok(())
     }
@@ -168,6 +236,40 @@ pub struct JobProgress {
     pub rack_local: u32,
     /// Maps started elsewhere.
     pub remote: u32,
+}
+
+impl Phase {
+    /// "planning", "map", "reduce", "commit", "ended".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planning => "planning",
+            Self::Map => "map",
+            Self::Reduce => "reduce",
+            Self::Commit => "commit",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl JobProgress {
+    /// As it is told to nodes and written to the journal.
+    pub(super) fn to_wire(self, elapsed_ms: u64) -> pb::JobStatus {
+        pb::JobStatus {
+            phase: self.phase.as_str().to_owned(),
+            maps: self.maps,
+            maps_done: self.maps_done,
+            reduces: self.reduces,
+            reduces_done: self.reduces_done,
+            running: self.running,
+            attempts_failed: self.attempts_failed,
+            bytes: self.bytes,
+            bytes_done: self.bytes_done,
+            node_local: self.node_local,
+            rack_local: self.rack_local,
+            remote: self.remote,
+            elapsed_ms,
+        }
+    }
 }
 
 /// The job's end of its line to the caller.

@@ -1,18 +1,22 @@
 //! What the node knows of one job.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use cairn_common::clock::Clock;
+use cairn_common::process;
 use cairn_proto::pb::task_event::Event as What;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::oneshot;
 
+use super::cgroup::Group;
 use super::memory::Sampler;
 use super::worker::WorkerHandle;
 
 /// A task attempt's name in maps: kind, index, attempt.
 pub type TaskKey = (i32, u32, u32);
+/// Where an offer of slots stands among them.
+const OFFER: TaskKey = (-1, 0, 0);
 
 pub fn key_of(task: &pb::TaskId) -> TaskKey {
     (task.kind, task.index, task.attempt)
@@ -51,6 +55,12 @@ pub struct Job {
     pub heard_ms: u64,
     /// Every attempt that was ever started here.
     pub started: HashMap<TaskKey, ()>,
+    /// Maps and attempts whose outputs are kept.
+    pub held: BTreeSet<(u32, u32)>,
+    /// Bytes of those.
+    pub held_bytes: u64,
+    /// How it stands, as its driver said, and when.
+    pub status: Option<(pb::JobStatus, u64)>,
     /// Ends of attempts, in order.
     log: Vec<pb::TaskEvent>,
     /// The newest progress of attempts that run.
@@ -70,6 +80,9 @@ impl Job {
             dir,
             heard_ms: now_ms,
             started: HashMap::new(),
+            held: BTreeSet::new(),
+            held_bytes: 0,
+            status: None,
             log: Vec::new(),
             progress: HashMap::new(),
             sequence: 0,
@@ -97,6 +110,28 @@ impl Job {
         for watcher in std::mem::take(&mut self.watchers) {
             self.answer(watcher, slots_used);
         }
+    }
+
+    /// A slot is kept for it.
+    pub fn offer(&mut self, slots: u32, slots_used: u32) {
+        self.sequence += 1;
+        let event = Some(What::Offer(pb::SlotOffer { slots }));
+        // Only the newest counts: it stands among what is told once.
+        self.progress.insert(OFFER, pb::TaskEvent { sequence: self.sequence, task: None, event });
+        for watcher in std::mem::take(&mut self.watchers) {
+            self.answer(watcher, slots_used);
+        }
+    }
+
+    /// Since when no driver has been heard; 0 while one waits for news.
+    pub fn silent_ms(&self, now_ms: u64) -> u64 {
+        let listens = self.watchers.iter().any(|watcher| !watcher.reply.is_closed());
+        if listens { 0 } else { now_ms.saturating_sub(self.heard_ms) }
+    }
+
+    /// How long its driver may be silent.
+    pub fn lease_ms(&self, usual_ms: u64) -> u64 {
+        if self.description.lease_ms == 0 { usual_ms } else { self.description.lease_ms }
     }
 
     /// Answers a driver that asks for news, or has it wait.
@@ -149,7 +184,14 @@ pub fn unknown_job(job_id: &str) -> Error {
 pub struct Running {
     pub task: pb::TaskId,
     pub started_ms: u64,
+    /// When it last told of progress, and how far it was.
+    pub progress_ms: u64,
+    pub bytes: u64,
+    /// Resident bytes now, and the most that were seen.
+    pub memory: u64,
     pub peak: u64,
+    /// Bytes of its work folder, as last measured.
+    pub disk_bytes: u64,
     pub work_dir: PathBuf,
     pub map_output: PathBuf,
     pub sampler: Sampler,
@@ -161,8 +203,10 @@ pub struct Running {
 pub enum Doom {
     /// Somebody asked.
     Asked,
-    /// It used more memory than it may.
-    OverLimit(Error),
+    /// It used more than it may, or stands still: this is what to say.
+    Fault(Error),
+    /// Its slot is needed more elsewhere.
+    Preempted,
 }
 
 /// A worker process.
@@ -174,8 +218,20 @@ pub enum Doom {
 pub struct Worker {
     pub job_id: String,
     pub handle: WorkerHandle,
+    /// The limits that the kernel holds it to, if it does.
+    pub group: Option<Group>,
     pub running: Option<Running>,
     pub idle_since_ms: u64,
+}
+
+impl Worker {
+    /// Kills it with all that it has started.
+    pub fn kill(&self) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        process::kill_group(self.handle.pid);
+    }
 }
 
 impl Running {

@@ -4,32 +4,45 @@
 //! One owner thread (`owner`) holds all state: jobs, their worker processes, and what happened to each task. Drivers reach it through the gRPC
 //! service (`service`); it never dials a driver. A worker process (`worker`) serves one task at a time and many tasks of one job; it
 //! is a process group of its own with a clean environment, talks length-delimited messages on its pipes, and what it writes to standard error goes to
-//! a bounded log per attempt. Its resident size is sampled every 50 ms; over the job's limit it is killed.
+//! a bounded log per attempt. The kernel holds it to its limits of memory and CPU where this process may manage cgroups (`cgroup`); else its
+//! resident size is sampled every 50 ms, and over the job's limit it is killed (`memory`).
 //!
-//! Folders, all under `<dir>/jobs/<job>/` (0700): `out/` finished map outputs ([`cairn_proto::mapoutput`]), `work/` one folder per running attempt,
-//! `log/` standard error per attempt.
+//! Between jobs that want more slots than there are, each node arbitrates by itself (`share`). A detached driver is a child of the node as well
+//! (`drivers`).
+//!
+//! Folders, all under `<dir>/jobs/<job>/` (0700; `<dir>.jobs/<job>/` where tasks run as another user, `account`): `out/` finished map outputs ([`cairn_proto::mapoutput`]), `work/` one folder per running attempt,
+//! `log/` standard error per attempt, kept for a day after the job (`logs`).
 //!
 //! # Consistency
 //! A map output appears in `out/` by a rename, after its task succeeded; attempts never share a name. A call with an epoch older than the newest
-//! that the node has seen for the job is refused.
+//! that the node has seen for the job is refused. What a job has here stays as long as its lease, so that another driver can take it over.
 //!
 //! # Crash
-//! The children die with the owner thread's process (`PR_SET_PDEATHSIG`); what is left of jobs is removed at the next start. The driver takes the node's
-//! map outputs for lost when it cannot fetch them.
+//! The children die with the owner thread's process (`PR_SET_PDEATHSIG`); what is left of jobs is removed at the next start, but for logs. The driver
+//! takes the node's map outputs for lost when it cannot fetch them.
 //!
 //! # What leaks
 //! A process that leaves its group on purpose and outlives the worker.
 
+mod account;
+mod cgroup;
+mod drivers;
+mod ending;
 mod job;
+mod listing;
 mod log;
+mod logs;
 mod memory;
 mod outputs;
 mod owner;
 mod service;
+mod share;
+mod starting;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,6 +55,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::TaskLoad;
 
+use account::Account;
+use cgroup::Groups;
+use logs::Logs;
 pub use outputs::JobOutputs;
 pub use service::TasksService;
 
@@ -58,10 +74,26 @@ pub struct TaskSettings {
     pub loopback: bool,
     /// Command of a worker process; empty: this program with `task-worker`.
     pub worker_command: Vec<String>,
-    /// A job whose driver is silent for this long is ended. Longer: a dead driver's tasks run on; shorter: a driver that stalls loses its job.
+    /// Command of a detached driver, to which its arguments are added; empty: this program with `job resume`.
+    pub driver_command: Vec<String>,
+    /// A job whose driver is silent for this long, and that does not ask for another time, is ended. Longer: map outputs of dead drivers take room;
+    /// shorter: less time to resume a job.
     pub lease_ms: u64,
     /// Bytes of standard error kept per attempt.
     pub log_bytes: u64,
+    /// How long logs are kept.
+    pub log_keep_ms: u64,
+    /// A job that has waited for so long without a slot gets one of a job that has more than its share. Shorter: more work is thrown away;
+    /// longer: a job of long tasks keeps others out.
+    pub starvation_ms: u64,
+    /// Shares of users against each other; 1 for who is not named.
+    pub user_weights: BTreeMap<String, u64>,
+    /// Bytes of the volume that jobs leave free.
+    pub disk_reserve: u64,
+    /// Use cgroups where they can be used.
+    pub cgroups: bool,
+    /// As whom tasks run, if this process is root; `None`: as this process.
+    pub task_user: Option<String>,
 }
 
 impl TaskSettings {
@@ -73,8 +105,15 @@ impl TaskSettings {
             allow_jobs: false,
             loopback: true,
             worker_command: Vec::new(),
-            lease_ms: 30_000,
+            driver_command: Vec::new(),
+            lease_ms: 600_000,
             log_bytes: 1 << 20,
+            log_keep_ms: 24 * 3_600_000,
+            starvation_ms: 60_000,
+            user_weights: BTreeMap::new(),
+            disk_reserve: 64 << 20,
+            cgroups: false,
+            task_user: None,
         }
     }
 }
@@ -96,46 +135,58 @@ pub struct Executor {
     running: Arc<AtomicU32>,
     outputs: Arc<JobOutputs>,
     slots: u32,
+    logs: Logs,
+    has_groups: bool,
     handle: OwnerHandle,
 }
 
 impl Executor {
     /// Removes what an earlier process left of jobs, and starts the owner.
     pub async fn start(env: &Env, settings: TaskSettings, name: NodeName) -> Result<Self> {
-        let root = settings.dirs.first().cloned().unwrap_or_default().join("jobs");
-        let (fs, dir) = (Arc::clone(&env.fs), root.clone());
+        let first = settings.dirs.first().cloned().unwrap_or_default();
+        let account = settings.task_user.as_deref().map(Account::find).transpose()?;
+        let root = if account.is_some() { Account::root_beside(&first) } else { first.join("jobs") };
+        let (fs, dir, wall_ms, keep_ms) =
+            (Arc::clone(&env.fs), root.clone(), env.clock.wall_ms(), settings.log_keep_ms);
         let prepared = env.work.io(move || {
-            if fs.metadata(&dir)?.is_some() {
-                fs.remove_dir_all(&dir)?;
-            }
-            fs.create_dir_all(&dir)?;
-            fs.restrict(&dir)
+            logs::prepare(&fs, &dir, wall_ms, keep_ms)?;
+            let Some(account) = account else { return Ok(()) };
+            Account::let_pass(&dir)?;
+            // Workers fill it.
+            let cache = dir.join(logs::CACHE);
+            fs.create_dir_all(&cache)?;
+            account.give(&cache)
         });
         prepared.await.map_err(|error| Error::io(format!("cannot prepare {}", root.display()), &error))?;
         let (events, receiver) = mpsc::channel(256);
         let running = Arc::new(AtomicU32::new(0));
         let outputs = Arc::new(JobOutputs::new(env.clone()));
         let slots = settings.slots;
-        let owner = owner::Owner::new(
-            env.clone(),
+        let groups = groups(&settings);
+        let has_groups = groups.is_some();
+        let logs = Logs { env: env.clone(), root: root.clone() };
+        let owner = owner::Owner::new(owner::Parts {
+            env: env.clone(),
             settings,
             name,
             root,
-            events.clone(),
-            Arc::clone(&running),
-            Arc::clone(&outputs),
-        );
+            events: events.clone(),
+            slots_used: Arc::clone(&running),
+            outputs: Arc::clone(&outputs),
+            groups,
+            account,
+        });
         // Children are tied to the thread that makes them, so it must be one that lives as long as the executor.
         let handle = env
             .work
             .owner("task-executor", move || owner.run(receiver))
             .map_err(|error| Error::io("cannot start the task executor", &error))?;
-        Ok(Self { events, running, outputs, slots, handle })
+        Ok(Self { events, running, outputs, slots, logs, has_groups, handle })
     }
 
     /// The gRPC service for the data port.
     pub fn service(&self) -> TasksServer<TasksService> {
-        TasksServer::new(TasksService::new(self.events.clone())).max_decoding_message_size(64 << 20)
+        TasksServer::new(TasksService::new(self.events.clone(), self.logs.clone())).max_decoding_message_size(64 << 20)
     }
 
     /// Finished map outputs, for `ReadMapOutput`.
@@ -145,7 +196,7 @@ impl Executor {
 
     /// How busy it is, for heartbeats.
     pub fn load(&self) -> Arc<dyn TaskLoad> {
-        Arc::new(Load { slots: self.slots, running: Arc::clone(&self.running) })
+        Arc::new(Load { slots: self.slots, running: Arc::clone(&self.running), has_groups: self.has_groups })
     }
 
     /// Kills all workers, removes all job folders, and ends.
@@ -159,9 +210,26 @@ impl Executor {
     }
 }
 
+fn groups(settings: &TaskSettings) -> Option<Groups> {
+    if !settings.cgroups {
+        return None;
+    }
+    match Groups::take_over() {
+        Ok(groups) => {
+            tracing::info!("the kernel holds tasks to their limits of memory and CPU (cgroup v2)");
+            Some(groups)
+        }
+        Err(why) => {
+            tracing::info!(why, "no cgroups: the memory of tasks is sampled, their CPU is not limited");
+            None
+        }
+    }
+}
+
 struct Load {
     slots: u32,
     running: Arc<AtomicU32>,
+    has_groups: bool,
 }
 
 impl TaskLoad for Load {
@@ -171,5 +239,9 @@ impl TaskLoad for Load {
 
     fn running(&self) -> u32 {
         self.running.load(Ordering::Relaxed)
+    }
+
+    fn has_groups(&self) -> bool {
+        self.has_groups
     }
 }

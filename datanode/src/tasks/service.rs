@@ -6,17 +6,19 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
+use super::logs::Logs;
 use super::owner::Event;
 
 /// Serves [`pb::tasks_server::Tasks`].
 #[derive(Clone)]
 pub struct TasksService {
     events: mpsc::Sender<Event>,
+    logs: Logs,
 }
 
 impl TasksService {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { events }
+    pub(super) fn new(events: mpsc::Sender<Event>, logs: Logs) -> Self {
+        Self { events, logs }
     }
 
     async fn ask<A>(&self, event: impl FnOnce(oneshot::Sender<Result<A>>) -> Event) -> Result<Response<A>, Status> {
@@ -74,5 +76,36 @@ impl Tasks for TasksService {
         let user = user_of(&request)?;
         let request = request.into_inner();
         self.ask(|reply| Event::End { user, request, reply }).await
+    }
+
+    async fn ask_slots(&self, request: Request<pb::AskSlotsRequest>) -> Result<Response<pb::AskSlotsResponse>, Status> {
+        let user = user_of(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Event::Ask { user, request, reply }).await
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        user_of(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Event::List { request, reply }).await
+    }
+
+    async fn list_logs(&self, request: Request<pb::ListLogsRequest>) -> Result<Response<pb::ListLogsResponse>, Status> {
+        let user = user_of(&request)?;
+        Ok(Response::new(self.logs.list(user, request.into_inner()).await?))
+    }
+
+    async fn read_log(&self, request: Request<pb::ReadLogRequest>) -> Result<Response<pb::ReadLogResponse>, Status> {
+        let user = user_of(&request)?;
+        Ok(Response::new(self.logs.read(user, request.into_inner()).await?))
+    }
+
+    async fn start_driver(
+        &self,
+        request: Request<pb::StartDriverRequest>,
+    ) -> Result<Response<pb::StartDriverResponse>, Status> {
+        let user = user_of(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Event::StartDriver { user, request, reply }).await
     }
 }

@@ -56,12 +56,13 @@ impl Fixture {
 
     async fn start(&self, index: u32, epoch: u64) -> Result<pb::StartTaskResponse> {
         let task = pb::TaskSpec { id: Some(pb::TaskId { index, ..Default::default() }), ..Default::default() };
-        let request = pb::StartTaskRequest { job_id: "j".into(), epoch, task: Some(task) };
+        let request = pb::StartTaskRequest { job_id: "j".into(), epoch, task: Some(task), backlog: 0 };
         self.ask(|reply| Event::Start { user: "ann".into(), request, reply }).await
     }
 
     async fn watch(&self, after_sequence: u64) -> Result<pb::WatchTasksResponse> {
-        let request = pb::WatchTasksRequest { job_id: "j".into(), epoch: 1, after_sequence, wait_ms: 9_000 };
+        let job_id = "j".into();
+        let request = pb::WatchTasksRequest { job_id, epoch: 1, after_sequence, wait_ms: 9_000, status: None };
         self.ask(|reply| Event::Watch { user: "ann".into(), request, reply }).await
     }
 
@@ -164,6 +165,119 @@ async fn a_worker_that_ends_fails_its_attempt_with_its_last_words() {
     assert_eq!(failure.stderr_tail, "first\nboom");
     let log = fixture.dir.path().join("jobs/j/log/map-00000-0");
     assert_eq!(std::fs::read_to_string(log).unwrap(), "first\nboom\n");
+    // What it said can be read when the job is over, by its user.
+    fixture.end().await.unwrap();
+    let logs = fixture.executor.logs.clone();
+    let task = Some(pb::TaskId::default());
+    let listed = logs.list("ann".into(), pb::ListLogsRequest { job_id: "j".into() }).await.unwrap();
+    assert_eq!(listed.logs, [pb::LogOnNode { task, bytes: 11 }]);
+    let request = |offset| pb::ReadLogRequest { job_id: "j".into(), task, offset };
+    assert_eq!(logs.read("ann".into(), request(6)).await.unwrap().data, "boom\n");
+    assert!(logs.read("ann".into(), request(11)).await.unwrap().data.is_empty());
+    assert_eq!(logs.read("bob".into(), request(0)).await.unwrap_err().code(), ErrorCode::PermissionDenied);
+    let other = pb::ReadLogRequest { job_id: "../j".into(), ..request(0) };
+    assert_eq!(logs.read("ann".into(), other).await.unwrap_err().code(), ErrorCode::InvalidArgument);
+    // A start keeps it, until it is old enough.
+    let (fs, root): (Arc<dyn Fs>, _) = (Arc::new(SystemFs), fixture.dir.path().join("jobs"));
+    super::logs::prepare(&fs, &root, Env::system().clock.wall_ms(), 60_000).unwrap();
+    assert_eq!(fixture.jobs(), ["j"]);
+    super::logs::prepare(&fs, &root, Env::system().clock.wall_ms() + 60_001, 60_000).unwrap();
+    assert!(fixture.jobs().is_empty());
+}
+
+#[tokio::test]
+async fn a_driver_that_takes_over_finds_what_is_held_and_what_runs() {
+    let script = format!("touch work/map-00000-0.out; {}; exec sleep 100", success());
+    let fixture = executor(&script, |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    assert!(matches!(fixture.next_end(0).await.event, Some(What::Success(_))));
+    fixture.start(1, 1).await.unwrap();
+    let found = fixture.register("ann", "j", 2).await.unwrap();
+    let map = |index| pb::TaskId { index, ..Default::default() };
+    assert_eq!((found.held, found.running), (vec![map(0)], vec![map(1)]));
+    let listed = fixture.ask(|reply| Event::List { request: Default::default(), reply }).await.unwrap().jobs;
+    assert_eq!((listed[0].user.as_str(), listed[0].epoch, listed[0].outputs), ("ann", 2, 1), "{listed:?}");
+    assert_eq!(listed[0].running[0].task, Some(map(1)));
+    // Who ends it for good keeps the old drivers out, also where the job was never known.
+    for (job_id, user, code) in
+        [("j", "bob", Some(ErrorCode::PermissionDenied)), ("j", "ann", None), ("k", "ann", None)]
+    {
+        let request = pb::EndJobRequest { job_id: job_id.into(), epoch: 3 };
+        let ended = fixture.ask(|reply| Event::End { user: user.into(), request, reply }).await;
+        assert_eq!(ended.err().map(|error| error.code()), code, "{job_id} {user}");
+        if code.is_none() {
+            assert_eq!(fixture.register("ann", job_id, 3).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_gets_free_is_kept_for_the_job_that_waits() {
+    let fixture = executor(&format!("touch work/map-00000-0.out; {}; exec sleep 100", success()), |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.register("bob", "k", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let start_other = || {
+        let task = Some(pb::TaskSpec { id: Some(pb::TaskId::default()), ..Default::default() });
+        let request = pb::StartTaskRequest { job_id: "k".into(), epoch: 1, task, backlog: 0 };
+        fixture.ask(|reply| Event::Start { user: "bob".into(), request, reply })
+    };
+    // The first task may be over already: then there is nothing to wait for.
+    if let Err(error) = start_other().await {
+        assert_eq!(error.code(), ErrorCode::Busy);
+        let request = pb::WatchTasksRequest { job_id: "k".into(), epoch: 1, wait_ms: 9_000, ..Default::default() };
+        let told = fixture.ask(|reply| Event::Watch { user: "bob".into(), request, reply }).await.unwrap();
+        assert_eq!(told.events[0].event, Some(What::Offer(pb::SlotOffer { slots: 1 })));
+        assert_eq!(fixture.start(1, 1).await.unwrap_err().code(), ErrorCode::Busy, "it is kept for the other job");
+        start_other().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_stands_still_is_stopped_and_told_why() {
+    let fixture = executor("exec sleep 1000", |_| ()).await;
+    let job =
+        pb::JobDescription { job_id: "j".into(), memory_limit: 64 << 20, task_timeout_ms: 200, ..Default::default() };
+    let request = pb::RegisterJobRequest { epoch: 1, job: Some(job) };
+    fixture.ask(|reply| Event::Register { user: "ann".into(), request, reply }).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    assert!(message(&failure).contains("map 0 attempt 0 on dn1 was stopped: it made no progress"), "{failure:?}");
+    assert!(!failure.killed);
+}
+
+#[tokio::test]
+async fn a_job_that_fills_the_disk_is_stopped_at_its_limit() {
+    let script = "head -c 3000000 /dev/zero > work/map-00000-0/spill; exec sleep 1000";
+    let fixture = executor(script, |_| ()).await;
+    let job =
+        pb::JobDescription { job_id: "j".into(), memory_limit: 64 << 20, disk_limit: 2 << 20, ..Default::default() };
+    let request = pb::RegisterJobRequest { epoch: 1, job: Some(job) };
+    fixture.ask(|reply| Event::Register { user: "ann".into(), request, reply }).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    let error = failure.error.as_ref().unwrap();
+    assert_eq!(error.code, ErrorCode::DiskFull as i32);
+    assert!(error.message.contains("its limit is 2 MiB"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_detached_driver_is_a_child_of_the_node_and_its_words_are_kept() {
+    let command = |settings: &mut TaskSettings| {
+        settings.driver_command = ["sh", "-c", "echo drives \"$@\"; exec sleep 1000", "sh"].map(str::to_owned).to_vec();
+    };
+    let fixture = executor("true", command).await;
+    let request = pb::StartDriverRequest { job_id: "j".into(), namenode: "h:1".into() };
+    fixture.ask(|reply| Event::StartDriver { user: "ann".into(), request, reply }).await.unwrap();
+    let log = fixture.dir.path().join("jobs/j/log/driver");
+    assert_eq!(line_of(&log).await, "drives --namenode h:1 --user ann -- j");
+    let listed = fixture.ask(|reply| Event::List { request: Default::default(), reply }).await.unwrap().jobs;
+    assert!(listed.len() == 1 && listed[0].drives, "{listed:?}");
+    let logs = fixture.executor.logs.clone();
+    let request = pb::ReadLogRequest { job_id: "j".into(), ..Default::default() };
+    assert!(logs.read("ann".into(), request).await.unwrap().data.starts_with(b"drives"));
+    fixture.executor.stop().await;
 }
 
 #[tokio::test]
@@ -258,6 +372,41 @@ async fn workers_get_a_clean_environment_and_die_with_the_executor() {
     executor.stop().await;
     assert!(is_gone(&pid).await);
     assert!(SystemFs.read_dir(&dir.path().join("jobs")).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn tasks_run_as_the_user_that_was_named_and_cannot_reach_the_volume() {
+    let named = |settings: &mut TaskSettings| settings.task_user = Some("nobody".into());
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = TaskSettings::new(vec![dir.path().join("volume")], 1);
+    named(&mut settings);
+    if !cairn_common::process::is_root() || cairn_common::process::ids_of("nobody").is_none() {
+        let refused = Executor::start(&Env::system(), settings, NodeName::default()).await.err().unwrap();
+        assert!(refused.message().contains("task_user"), "{refused}");
+        return;
+    }
+    let volume = dir.path().join("volume");
+    SystemFs.create_dir_all(&volume).unwrap();
+    SystemFs.restrict(&volume).unwrap();
+    // What a task can pass through is for the machine's temporary folder to say; here it must be able to.
+    super::account::Account::let_pass(dir.path()).unwrap();
+    let script =
+        format!("id -un > work/who; ls {} 2> work/denied; echo done >> work/denied; exec sleep 100", volume.display());
+    settings.worker_command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    let executor = Executor::start(&Env::system(), settings, NodeName::default()).await.unwrap();
+    let fixture = Fixture { executor, dir };
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let job = fixture.dir.path().join("volume.jobs/j");
+    assert_eq!(line_of(&job.join("work/who")).await, "nobody");
+    loop {
+        let denied = line_of(&job.join("work/denied")).await;
+        if denied.ends_with("done") {
+            assert!(denied.contains("ermission denied"), "{denied}");
+            break;
+        }
+    }
+    fixture.executor.stop().await;
 }
 
 #[tokio::test]

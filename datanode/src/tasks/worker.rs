@@ -1,5 +1,6 @@
 //! One worker process: how it is started, spoken to, and buried.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -12,6 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 
+use super::account::Account;
+use super::cgroup::Group;
 use super::log::AttemptLog;
 use super::owner::Event;
 
@@ -25,17 +28,28 @@ pub struct WorkerHandle {
     pub log: AttemptLog,
 }
 
-/// Starts a worker for `job` in the folder `dir`. Call it on a thread that lives as long as the worker may: the kernel kills the child when the
+/// What a worker is started with.
+pub struct Start<'a> {
+    /// Its command; empty: this program with `task-worker`.
+    pub command: &'a [String],
+    /// Folder of the job.
+    pub dir: &'a Path,
+    /// Limits that the kernel holds it to.
+    pub group: Option<&'a Group>,
+    /// As whom it runs; `None`: as the daemon.
+    pub account: Option<Account>,
+}
+
+/// Starts a worker for `job`. Call it on a thread that lives as long as the worker may: the kernel kills the child when the
 /// thread that made it ends.
 pub fn start(
     env: &Env,
-    command: &[String],
-    dir: &Path,
+    start: &Start<'_>,
     job: pb::WorkerJob,
     number: u64,
     events: mpsc::Sender<Event>,
 ) -> Result<WorkerHandle> {
-    let mut child = spawn(command, dir).map_err(|error| Error::io("cannot start a task worker", &error))?;
+    let mut child = spawn(start).map_err(|error| Error::io("cannot start a task worker", &error))?;
     let pid = child.id().unwrap_or_default();
     let (orders, receiver) = mpsc::channel(2);
     let log = AttemptLog::default();
@@ -47,8 +61,8 @@ pub fn start(
     Ok(WorkerHandle { pid, orders, log })
 }
 
-fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
-    let mut command = match words.split_first() {
+fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
+    let mut command = match start.command.split_first() {
         Some((program, arguments)) => {
             let mut command = Command::new(program);
             command.args(arguments);
@@ -61,9 +75,29 @@ fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
         }
     };
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.current_dir(dir).process_group(0).kill_on_drop(true);
-    // A task sees nothing of the daemon's environment but the path. The allocator is told to keep few arenas and to give large
-    // pieces back, since the resident size is what counts.
+    command.current_dir(start.dir).process_group(0).kill_on_drop(true);
+    clean_environment(&mut command, start.dir);
+    die_with_parent(&mut command);
+    if let Some(account) = start.account {
+        // Other groups than the primary one are given up as well.
+        command.uid(account.uid).gid(account.gid);
+    }
+    if let Some(group) = start.group {
+        let entrance = group.entrance()?;
+        // SAFETY: between fork and exec only one write to an open descriptor is made.
+        unsafe {
+            command.pre_exec(move || match libc::write(entrance.as_raw_fd(), b"0".as_ptr().cast(), 1) {
+                1 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+    }
+    command.spawn()
+}
+
+/// A child sees nothing of the daemon's environment but the path. The allocator is told to keep few arenas and to give large pieces back, since
+/// the resident size is what counts.
+pub fn clean_environment(command: &mut Command, dir: &Path) {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
     command.env("HOME", dir).env("TMPDIR", dir).env("LANG", "C.UTF-8");
     command
@@ -73,6 +107,10 @@ fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
     if let Some(filter) = std::env::var_os("CAIRN_LOG") {
         command.env("CAIRN_LOG", filter);
     }
+}
+
+/// The child gains no privileges, and ends when the thread that makes it does.
+pub fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, _exit.
     unsafe {
@@ -90,7 +128,6 @@ fn spawn(words: &[String], dir: &Path) -> std::io::Result<Child> {
             Ok(())
         });
     }
-    command.spawn()
 }
 
 async fn send_orders(mut stdin: ChildStdin, first: pb::WorkerOrder, mut orders: mpsc::Receiver<pb::WorkerOrder>) {

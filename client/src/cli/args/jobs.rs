@@ -4,8 +4,8 @@ use cairn_proto::mapoutput::MAX_PARTITIONS;
 use clap::{Args, Subcommand};
 
 use super::builtin::{DistcpArgs, JoinArgs, SortArgs, StreamingArgs, TeragenArgs, TerasortArgs, TeravalidateArgs};
-use super::values::{cluster_path, replication};
-use crate::units::parse_size;
+use super::values::{cluster_path, job_id, log_name, priority, replication, thousandths};
+use crate::units::{parse_millis, parse_size};
 
 #[derive(Subcommand, Debug)]
 pub enum JobCommand {
@@ -29,10 +29,22 @@ pub enum JobCommand {
     Distcp(DistcpArgs),
     /// Show which task would run where, and run nothing
     Plan(PlanArgs),
+    /// Run a job command, if asked on a node of the cluster: `cairn job run --detach -- wordcount /in /out`
+    Run(RunArgs),
+    /// List jobs: those that are not over, then the newest that are
+    Ls(JobLsArgs),
+    /// Show how a job stands, or how it ended
+    Status(JobIdArgs),
+    /// Print what tasks wrote to their standard error
+    Logs(JobLogsArgs),
+    /// End a job, whoever drives it and wherever
+    Kill(JobIdArgs),
+    /// Go on with a job whose driver has died
+    Resume(ResumeArgs),
 }
 
 /// What every job takes.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct JobArgs {
     /// Reduce tasks, each writing one part [default: as fits input and cluster]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_PARTITIONS)))]
@@ -46,6 +58,30 @@ pub struct JobArgs {
     /// Replicas of the output [default: the cluster's]
     #[arg(long, value_name = "N", value_parser = replication)]
     pub replication: Option<u32>,
+    /// CPU of one task in cores, as 0.5, where nodes can hold it to that [default: no limit]
+    #[arg(long, value_name = "CORES", value_parser = thousandths)]
+    pub task_cpu: Option<u32>,
+    /// A task without progress for so long is killed and tried again; 0: never [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub task_timeout: Option<u64>,
+    /// Attempts of a task before the job fails [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: Option<u32>,
+    /// The job fails if it takes longer [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub time_limit: Option<u64>,
+    /// Share of slots against your other jobs: low, normal, high, or 1 to 1000 [default: normal, 100]
+    #[arg(long, value_name = "P", value_parser = priority)]
+    pub priority: Option<u32>,
+    /// Disk that map outputs and work files may take on one node [default: as far as it goes]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub disk_limit: Option<u64>,
+    /// Nodes keep what they have of the job for so long when its driver dies [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub keep: Option<u64>,
+    /// No second attempts of tasks that lag
+    #[arg(long)]
+    pub no_speculation: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -87,4 +123,55 @@ pub struct PlanArgs {
     /// Files, directories or globs
     #[arg(required = true, value_name = "INPUT", value_parser = cluster_path)]
     pub paths: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(override_usage = "cairn job run [--detach] -- JOB [OPTIONS] ARGUMENTS...")]
+pub struct RunArgs {
+    /// Have a node of the cluster drive the job, and return at once; `job status` and `job logs` follow it
+    #[arg(long)]
+    pub detach: bool,
+    /// A job command, as behind `cairn job`
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "JOB")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct JobLsArgs {
+    /// So many jobs that are over
+    #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
+    pub limit: usize,
+    /// Jobs of this user alone
+    #[arg(long, value_name = "NAME")]
+    pub of: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct JobIdArgs {
+    /// As `job ls` shows it
+    #[arg(value_name = "ID", value_parser = job_id)]
+    pub id: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ResumeArgs {
+    /// As `job ls` shows it
+    #[arg(value_name = "ID", value_parser = job_id)]
+    pub id: String,
+    /// Take it from a driver that still works
+    #[arg(long)]
+    pub force: bool,
+    /// Have a node of the cluster drive it, and return at once
+    #[arg(long, conflicts_with = "force")]
+    pub detach: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct JobLogsArgs {
+    /// As `job ls` shows it
+    #[arg(value_name = "ID", value_parser = job_id)]
+    pub id: String,
+    /// Of this task alone: m3 (map 3), m3.0 (its attempt 0), r0 (reduce 0), driver
+    #[arg(value_name = "TASK", value_parser = log_name)]
+    pub task: Option<String>,
 }

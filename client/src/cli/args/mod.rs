@@ -64,7 +64,7 @@ Health:
   admin         report, safemode, checkpoint, backup, confirm-restore, recover-lease
 
 Jobs:
-  job           wordcount, grep, plan
+  job           streaming, wordcount, grep, sort, join, distcp, ...; run, ls, status, logs, kill, resume
 ";
 
 const EXAMPLES: &str = "
@@ -314,6 +314,9 @@ pub struct DatanodeArgs {
     /// Run jobs even on an address that others can reach
     #[arg(long)]
     pub allow_jobs: bool,
+    /// Run tasks as this user of the machine, for a datanode that is root [default: as the datanode]
+    #[arg(long, value_name = "NAME", value_parser = user)]
+    pub task_user: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]

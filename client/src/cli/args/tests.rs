@@ -25,7 +25,7 @@ fn the_overview_names_every_command_with_its_own_line() {
         assert!(COMMANDS.contains(&start), "{} is missing", sub.get_name());
     }
     let help = Cli::command().render_help().to_string();
-    assert!(help.contains("wordcount, grep, plan") && help.contains("--namenode"), "{help}");
+    assert!(help.contains("wordcount, grep, sort") && help.contains("--namenode"), "{help}");
 }
 
 #[test]
@@ -58,6 +58,23 @@ fn bad_paths_are_usage_errors() {
         assert!(refused(&["ls", path]).contains("invalid path"), "{path}");
     }
     assert!(refused(&["cat", &format!("/{}", "x".repeat(256))]).contains("longer than 255"));
+}
+
+#[test]
+fn jobs_and_their_tasks_are_named_as_they_are_listed() {
+    let Command::Job(JobCommand::Logs(logs)) = parse(&["job", "logs", "job-1-a", "m3.0"]).unwrap().command else {
+        panic!()
+    };
+    assert_eq!((logs.id.as_str(), logs.task.as_deref()), ("job-1-a", Some("m3.0")));
+    assert!(refused(&["job", "logs", "job-1", "x3"]).contains("is no task"));
+    assert!(refused(&["job", "status", "../x"]).contains("no id of a job"));
+    let line = ["job", "run", "--detach", "--", "wordcount", "--reducers", "2", "/a", "/b"];
+    let Command::Job(JobCommand::Run(run)) = parse(&line).unwrap().command else { panic!() };
+    assert!(run.detach && run.command == line[4..]);
+    let line = ["job", "wordcount", "--priority", "high", "--task-cpu", "0.5", "--time-limit", "2m", "/a", "/b"];
+    let Command::Job(JobCommand::Wordcount(args)) = parse(&line).unwrap().command else { panic!() };
+    assert_eq!((args.job.priority, args.job.task_cpu, args.job.time_limit), (Some(400), Some(500), Some(120_000)));
+    assert!(refused(&["job", "wordcount", "--priority", "0", "/a", "/b"]).contains("no priority"));
 }
 
 #[test]

@@ -55,6 +55,49 @@ pub fn rack(text: &str) -> Result<String, String> {
     }
 }
 
+/// The id of a job.
+pub fn job_id(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is no id of a job; `cairn job ls` lists them"))
+}
+
+/// `m3`, `r0.1`, `driver`.
+pub fn log_name(text: &str) -> Result<String, String> {
+    let number = |text: &str| text.parse::<u32>().is_ok();
+    let task = text.strip_prefix(['m', 'r']).is_some_and(|rest| match rest.split_once('.') {
+        Some((index, attempt)) => number(index) && number(attempt),
+        None => number(rest),
+    });
+    if task || text == "driver" {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is no task: write m3 for map 3, m3.0 for its attempt 0, r0 for reduce 0, or driver"))
+}
+
+/// `low`, `normal`, `high`, or a number.
+pub fn priority(text: &str) -> Result<u32, String> {
+    match text {
+        "low" => Ok(25),
+        "normal" => Ok(100),
+        "high" => Ok(400),
+        _ => match text.parse() {
+            Ok(number @ 1..=1_000) => Ok(number),
+            _ => Err(format!("{text:?} is no priority: low, normal, high, or 1 to 1000")),
+        },
+    }
+}
+
+/// Cores, as thousandths.
+pub fn thousandths(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(cores) if (0.01..=1_024.0).contains(&cores) => Ok((cores * 1e3).round() as u32),
+        _ => Err(format!("{text:?} is no number of cores: 0.01 to 1024")),
+    }
+}
+
 /// 1 to 512.
 pub fn replication(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {

@@ -1,0 +1,355 @@
+//! Jobs that feed each other: each runs as soon as what it reads is there.
+//!
+//! # Overview
+//! A [`JobGraph`] is a set of stages, each a job. A stage comes after those whose output it reads, and after those that it names. Stages that do not depend on each
+//! other run side by side and share the slots as any two jobs do. Stages hand over through the file system: the output of each appears by one rename, so what a stage reads is
+//! complete. A stage that fails takes those after it along; the others go on.
+//!
+//! # Resuming
+//! The job of stage `k` of graph `G` has the id `G-s<k>`. So the same graph run again under the same id goes on where it was: stages that succeeded are
+//! left alone, one whose driver died is resumed ([`super::resume`]), one that failed is tried again under the next id (`G-s<k>-2`, and so on).
+//!
+//! # Leftovers
+//! The output of a stage that is marked as [`GraphStage::temporary`] is deleted when all stages that read it have succeeded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_proto::path::normalize;
+use cairn_proto::{Error, ErrorCode, Result};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
+
+use super::journal::folder;
+use super::report::{JobReport, JobState};
+use super::spec::{JobObserver, JobSpec};
+use super::{history, resume, run};
+use crate::fs::FileSystem;
+
+/// Stages of a graph, at most.
+const MAX_STAGES: usize = 1_000;
+/// Jobs that one stage may use up over all runs of its graph.
+const MAX_TRIES: u32 = 100;
+
+/// One job of a graph.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GraphStage {
+    /// Unique in its graph.
+    pub name: String,
+    /// The job; its id is chosen by the graph.
+    pub spec: JobSpec,
+    /// Stages that must be done before, beside those whose output it reads.
+    pub after: Vec<String>,
+    /// Its output is only for other stages of the graph, and goes when they are done.
+    pub temporary: bool,
+}
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct JobGraph {
+    stages: Vec<GraphStage>,
+}
+
+/// How a stage ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Its name.
+    pub name: String,
+    /// What its job reports; none if it was not run.
+    pub report: Option<JobReport>,
+    /// It had succeeded in an earlier run of the graph.
+    pub earlier: bool,
+    /// Why there is no report.
+    pub why: Option<String>,
+}
+
+/// A graph that is over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GraphReport {
+    /// Under this id it can be run again.
+    pub id: String,
+    /// All stages succeeded, or one did not.
+    pub state: JobState,
+    /// Of this run.
+    pub wall_ms: u64,
+    /// In the order in which they were added.
+    pub stages: Vec<StageReport>,
+}
+
+impl JobGraph {
+    /// Without stages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a job that comes after those whose output it reads.
+    #[must_use]
+    pub fn stage(self, name: &str, spec: JobSpec) -> Self {
+        self.with(GraphStage { name: name.to_owned(), spec, after: Vec::new(), temporary: false })
+    }
+
+    /// Adds one whose output is only for other stages.
+    #[must_use]
+    pub fn temporary(self, name: &str, spec: JobSpec) -> Self {
+        self.with(GraphStage { name: name.to_owned(), spec, after: Vec::new(), temporary: true })
+    }
+
+    /// Adds a stage as it is.
+    #[must_use]
+    pub fn with(mut self, stage: GraphStage) -> Self {
+        self.stages.push(stage);
+        self
+    }
+
+    /// Runs the graph; `id`: 1 to 40 of `[A-Za-z0-9_-]`, the same again to go on with an earlier run. `observe` gives each stage that starts its observer.
+    /// An error means that nothing was run; how stages ended is in the report.
+    pub async fn run(
+        &self,
+        fs: &FileSystem,
+        id: &str,
+        mut observe: impl FnMut(&str) -> JobObserver,
+    ) -> Result<GraphReport> {
+        check_id(id)?;
+        let order = Order::of(&self.stages)?;
+        let started_ms = fs.env().clock.mono_ms();
+        let mut standing = Standing::new(order);
+        let mut reports: Vec<Option<StageReport>> = vec![None; self.stages.len()];
+        let mut running = FuturesUnordered::new();
+        loop {
+            for at in standing.ready() {
+                let stage = &self.stages[at];
+                let observer = observe(&stage.name);
+                running.push(async move { (at, run_stage(fs, id, at, stage, observer).await) });
+            }
+            let Some((at, report)) = running.next().await else { break };
+            let succeeded = report.report.as_ref().is_some_and(|report| report.state == JobState::Succeeded);
+            reports[at] = Some(report);
+            for done in standing.ended(at, succeeded) {
+                self.remove_temporary(fs, done).await;
+            }
+        }
+        let skipped = |stage: &GraphStage| StageReport {
+            name: stage.name.clone(),
+            report: None,
+            earlier: false,
+            why: Some("a stage before it did not succeed".into()),
+        };
+        let reports = self.stages.iter().zip(reports);
+        let stages: Vec<_> = reports.map(|(stage, report)| report.unwrap_or_else(|| skipped(stage))).collect();
+        let state = |report: &StageReport| report.report.as_ref().map_or(JobState::Failed, |report| report.state);
+        let worst = stages.iter().map(state).find(|state| *state != JobState::Succeeded);
+        Ok(GraphReport {
+            id: id.to_owned(),
+            state: worst.unwrap_or(JobState::Succeeded),
+            wall_ms: fs.env().clock.mono_ms().saturating_sub(started_ms),
+            stages,
+        })
+    }
+
+    /// The output of a stage that nobody reads any more.
+    async fn remove_temporary(&self, fs: &FileSystem, at: usize) {
+        let stage = &self.stages[at];
+        if stage.temporary
+            && let Err(error) = fs.delete(&stage.spec.output, true).await
+        {
+            tracing::warn!(stage = stage.name, path = stage.spec.output, %error, "a temporary output could not be removed");
+        }
+    }
+}
+
+/// Runs one stage, or finds that it has been run.
+async fn run_stage(fs: &FileSystem, graph: &str, at: usize, stage: &GraphStage, observer: JobObserver) -> StageReport {
+    let ended = |report, earlier| StageReport { name: stage.name.clone(), report: Some(report), earlier, why: None };
+    let failed = |error: Error| StageReport {
+        name: stage.name.clone(),
+        report: None,
+        earlier: false,
+        why: Some(error.message().to_owned()),
+    };
+    for attempt in 1..=MAX_TRIES {
+        let job_id = match attempt {
+            1 => format!("{graph}-s{at}"),
+            _ => format!("{graph}-s{at}-{attempt}"),
+        };
+        match history::report(fs, &job_id).await {
+            Ok(report) if report.state == JobState::Succeeded => return ended(report, true),
+            Ok(_) => continue,
+            Err(error) if error.code() != ErrorCode::FileNotFound => return failed(error),
+            Err(_) => {}
+        }
+        let report = match fs.exists(&folder(&job_id)).await {
+            Ok(true) => resume(fs, &job_id, false, observer).await,
+            Ok(false) => run(fs, JobSpec { id: Some(job_id), ..stage.spec.clone() }, observer).await,
+            Err(error) => Err(error),
+        };
+        return report.map_or_else(failed, |report| ended(report, false));
+    }
+    failed(Error::new(ErrorCode::JobFailed, format!("stage {} was tried {MAX_TRIES} times", stage.name)))
+}
+
+fn check_id(id: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=40).contains(&id.len()) && id.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorCode::InvalidArgument, format!("graph id {id:?} is not 1 to 40 letters, digits, '-' and '_'")))
+}
+
+/// Which stages come before which.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Order {
+    /// By stage: those that must succeed before.
+    before: Vec<BTreeSet<usize>>,
+    /// By stage: those that read its output.
+    readers: Vec<BTreeSet<usize>>,
+}
+
+impl Order {
+    fn of(stages: &[GraphStage]) -> Result<Self> {
+        let refuse = |text: String| Err(Error::new(ErrorCode::InvalidArgument, text));
+        if stages.is_empty() || stages.len() > MAX_STAGES {
+            return refuse(format!("{} stages are not 1 to {MAX_STAGES}", stages.len()));
+        }
+        let (mut names, mut outputs) = (BTreeMap::new(), Vec::new());
+        for (at, stage) in stages.iter().enumerate() {
+            if names.insert(stage.name.as_str(), at).is_some() {
+                return refuse(format!("two stages are called {:?}", stage.name));
+            }
+            let output = normalize(&stage.spec.output)?;
+            if outputs.contains(&output) {
+                return refuse(format!("two stages write {output}"));
+            }
+            outputs.push(output);
+        }
+        let mut order =
+            Self { before: vec![BTreeSet::new(); stages.len()], readers: vec![BTreeSet::new(); stages.len()] };
+        for (at, stage) in stages.iter().enumerate() {
+            for name in &stage.after {
+                let Some(other) = names.get(name.as_str()) else {
+                    return refuse(format!("stage {:?} comes after {name:?}, which there is not", stage.name));
+                };
+                order.before[at].insert(*other);
+            }
+            for input in &stage.spec.inputs {
+                let input = normalize(input)?;
+                let reads = |output: &String| input == *output || input.starts_with(&format!("{output}/"));
+                for other in (0..stages.len()).filter(|other| reads(&outputs[*other])) {
+                    order.before[at].insert(other);
+                    order.readers[other].insert(at);
+                }
+            }
+        }
+        order.check_acyclic(stages)?;
+        Ok(order)
+    }
+
+    fn check_acyclic(&self, stages: &[GraphStage]) -> Result<()> {
+        let mut done = BTreeSet::new();
+        loop {
+            let ready = |at: &usize| !done.contains(at) && self.before[*at].is_subset(&done);
+            let next: Vec<usize> = (0..stages.len()).filter(ready).collect();
+            if next.is_empty() {
+                break;
+            }
+            done.extend(next);
+        }
+        match stages.iter().enumerate().find(|(at, _)| !done.contains(at)) {
+            None => Ok(()),
+            Some((_, stage)) => {
+                let text = format!("stage {:?} waits for itself, by way of others", stage.name);
+                Err(Error::new(ErrorCode::InvalidArgument, text))
+            }
+        }
+    }
+}
+
+/// Which stages have been started and how they ended.
+struct Standing {
+    order: Order,
+    started: BTreeSet<usize>,
+    succeeded: BTreeSet<usize>,
+    removed: BTreeSet<usize>,
+}
+
+impl Standing {
+    fn new(order: Order) -> Self {
+        Self { order, started: BTreeSet::new(), succeeded: BTreeSet::new(), removed: BTreeSet::new() }
+    }
+
+    /// Stages to start now; each is named once.
+    fn ready(&mut self) -> Vec<usize> {
+        let ready = |at: &usize| !self.started.contains(at) && self.order.before[*at].is_subset(&self.succeeded);
+        let ready: Vec<usize> = (0..self.order.before.len()).filter(ready).collect();
+        self.started.extend(&ready);
+        ready
+    }
+
+    /// A stage has ended; returns those whose output was read by all who do.
+    fn ended(&mut self, at: usize, succeeded: bool) -> Vec<usize> {
+        if !succeeded {
+            return Vec::new();
+        }
+        self.succeeded.insert(at);
+        let all_read = |at: &usize| {
+            let readers = &self.order.readers[*at];
+            !self.removed.contains(at) && !readers.is_empty() && readers.is_subset(&self.succeeded)
+        };
+        let read: Vec<usize> = (0..self.order.readers.len()).filter(all_read).collect();
+        self.removed.extend(&read);
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(inputs: &[&str], output: &str) -> JobSpec {
+        JobSpec::new("wordcount", inputs.iter().map(|input| (*input).to_owned()).collect(), output)
+    }
+
+    fn diamond() -> JobGraph {
+        JobGraph::new()
+            .stage("join", job(&["/left", "/right/part-r-00000"], "/joined"))
+            .temporary("left", job(&["/in"], "/left"))
+            .temporary("right", job(&["/in"], "/right"))
+            .stage("other", job(&["/in"], "/other"))
+    }
+
+    #[test]
+    fn stages_start_when_what_they_read_is_there() {
+        let mut standing = Standing::new(Order::of(&diamond().stages).unwrap());
+        assert_eq!(standing.ready(), [1, 2, 3]);
+        assert!(standing.ended(1, true).is_empty());
+        assert!(standing.ready().is_empty());
+        standing.ended(2, true);
+        assert_eq!(standing.ready(), [0]);
+        assert_eq!(standing.ended(0, true), [1, 2], "their outputs have been read");
+        assert!(standing.ended(3, true).is_empty());
+    }
+
+    #[test]
+    fn what_comes_after_a_failure_is_not_run() {
+        let mut standing = Standing::new(Order::of(&diamond().stages).unwrap());
+        standing.ready();
+        standing.ended(1, false);
+        standing.ended(2, true);
+        assert!(standing.ready().is_empty());
+    }
+
+    #[test]
+    fn graphs_that_cannot_be_run_are_refused() {
+        let refused = |graph: JobGraph| Order::of(&graph.stages).unwrap_err().message().to_owned();
+        let cycle = JobGraph::new().stage("a", job(&["/b"], "/a")).stage("b", job(&["/a"], "/b"));
+        assert!(refused(cycle).contains("waits for itself"));
+        let twice = JobGraph::new().stage("a", job(&["/in"], "/a")).stage("a", job(&["/in"], "/b"));
+        assert!(refused(twice).contains("two stages are called"));
+        let same = JobGraph::new().stage("a", job(&["/in"], "/a")).stage("b", job(&["/in"], "/a/"));
+        assert!(refused(same).contains("two stages write /a"));
+        let mut after = JobGraph::new().stage("a", job(&["/in"], "/a"));
+        after.stages[0].after.push("nobody".into());
+        assert!(refused(after).contains("nobody"));
+        assert!(refused(JobGraph::new()).contains("0 stages"));
+        assert!(check_id("").is_err() && check_id("a b").is_err() && check_id("nightly-7").is_ok());
+    }
+}

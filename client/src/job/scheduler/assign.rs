@@ -1,0 +1,182 @@
+//! Placement: which waiting task gets which free slot.
+
+use cairn_proto::pb::TaskKind;
+
+use super::nodes::Node;
+use super::{Assignment, Attempt, Scheduler, Standing, State, Task, key_of, task_id};
+use crate::job::report::Locality;
+
+/// How long a free slot is left idle, in the hope for a map beside its block, before a map of the rack gets it. Longer: more local reads;
+/// shorter: fewer idle slots.
+pub const RACK_DELAY_MS: u64 = 400;
+/// And before any map gets it.
+pub const ANY_DELAY_MS: u64 = 800;
+/// Maps of a node that are compared to find the pickiest; with more of them any is as good.
+const COMPARED: usize = 32;
+
+impl Scheduler {
+    /// Gives free slots to waiting tasks.
+    pub fn assign(&mut self, now_ms: u64) -> Vec<Assignment> {
+        let mut out = Vec::new();
+        if self.failed.is_some() || self.standing() == Standing::AllDone {
+            return out;
+        }
+        self.wake(now_ms);
+        while let Some(assignment) = self.next_local(now_ms) {
+            self.idle_since_ms = None;
+            out.push(self.launch(assignment, now_ms));
+        }
+        self.assign_far(now_ms, &mut out);
+        if self.maps_are_done() {
+            let reduces: Vec<u32> = self.due_of(TaskKind::Reduce).collect();
+            for index in reduces {
+                let Some(node) = self.place_reduce(index, now_ms) else { continue };
+                let task = task_id(TaskKind::Reduce, index);
+                out.push(self.launch(Assignment { node, task, locality: None, backlog: 0 }, now_ms));
+            }
+        }
+        if self.rules.speculative {
+            while let Some(second) = self.second_attempt(now_ms) {
+                out.push(self.launch(second, now_ms));
+            }
+        }
+        let backlog = self.backlog();
+        out.iter_mut().for_each(|assignment| assignment.backlog = backlog);
+        out
+    }
+
+    /// Tasks that would be started if there were slots.
+    fn backlog(&self) -> u32 {
+        let reduces = if self.maps_are_done() { self.due_of(TaskKind::Reduce).count() } else { 0 };
+        (self.due_of(TaskKind::Map).count() + reduces) as u32
+    }
+
+    fn due_of(&self, kind: TaskKind) -> impl Iterator<Item = u32> {
+        self.due.range((kind, 0)..=(kind, u32::MAX)).map(|(_, index)| *index)
+    }
+
+    /// What had to wait for its time is due.
+    fn wake(&mut self, now_ms: u64) {
+        while let Some(first) = self.later.first().copied().filter(|(at, _, _)| *at <= now_ms) {
+            self.later.remove(&first);
+            self.make_due(first.1, first.2);
+        }
+    }
+
+    fn launch(&mut self, mut assignment: Assignment, now_ms: u64) -> Assignment {
+        let (kind, index) = (assignment.task.kind(), assignment.task.index);
+        self.take_from_due(kind, index);
+        let (node, locality) = (assignment.node.clone(), assignment.locality);
+        if let Some(task) = self.task(&assignment.task) {
+            let number = task.next_attempt;
+            task.next_attempt += 1;
+            assignment.task.attempt = number;
+            let attempt = Attempt { number, node, locality, bytes: 0, started_ms: now_ms };
+            match &mut task.state {
+                State::Running(attempts) => attempts.push(attempt),
+                other => *other = State::Running(vec![attempt]),
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(&assignment.node) {
+            node.launched(key_of(&assignment.task));
+        }
+        assignment
+    }
+
+    /// May a task that failed on some nodes run on this one? Where it failed it may run again only if there is no other.
+    fn allowed(&self, task: &Task, id: &str) -> bool {
+        !task.failed_on.contains(id) || self.nodes.keys().all(|other| task.failed_on.contains(other))
+    }
+
+    fn free_nodes(&self, now_ms: u64) -> impl Iterator<Item = (&String, &Node)> {
+        self.nodes.iter().filter(move |(_, node)| node.is_free(now_ms))
+    }
+
+    /// Of the maps that a free node could run beside their block the one with the fewest places to choose from, on the least busy of them.
+    fn next_local(&self, now_ms: u64) -> Option<Assignment> {
+        let mut best: Option<(usize, u32, u32, &str)> = None;
+        for (id, node) in self.free_nodes(now_ms) {
+            for index in node.local.iter().take(COMPARED) {
+                let Some(task) = self.maps.get(*index as usize).filter(|task| self.allowed(task, id)) else { continue };
+                let usable = |other: &&String| {
+                    self.nodes.get(*other).is_some_and(|node| node.is_free(now_ms)) && self.allowed(task, other)
+                };
+                let choices = task.split.iter().flat_map(|split| &split.nodes).filter(usable).count();
+                let rank = (choices, node.used(), *index, id.as_str());
+                if best.is_none_or(|best| rank < best) {
+                    best = Some(rank);
+                }
+            }
+        }
+        let (_, _, index, node) = best?;
+        let task = task_id(TaskKind::Map, index);
+        Some(Assignment { node: node.to_owned(), task, locality: Some(Locality::Node), backlog: 0 })
+    }
+
+    /// Maps go to nodes without their block when they have waited long enough, or have no other.
+    fn assign_far(&mut self, now_ms: u64, out: &mut Vec<Assignment>) {
+        if self.free_nodes(now_ms).next().is_none() {
+            return;
+        }
+        let maps: Vec<u32> = self.due_of(TaskKind::Map).collect();
+        if maps.is_empty() {
+            self.idle_since_ms = None;
+            return;
+        }
+        let since_ms = *self.idle_since_ms.get_or_insert(now_ms);
+        let waited_ms = now_ms.saturating_sub(since_ms);
+        for index in maps {
+            if let Some((node, locality)) = self.place_far(index, waited_ms, now_ms) {
+                let task = task_id(TaskKind::Map, index);
+                out.push(self.launch(Assignment { node, task, locality: Some(locality), backlog: 0 }, now_ms));
+                if self.free_nodes(now_ms).next().is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn place_far(&self, index: u32, waited_ms: u64, now_ms: u64) -> Option<(String, Locality)> {
+        let task = self.maps.get(index as usize)?;
+        let split = task.split.as_ref()?;
+        let reachable = |id: &String| {
+            let node = self.nodes.get(id);
+            node.is_some_and(|node| node.is_trusted_soon(now_ms, ANY_DELAY_MS)) && self.allowed(task, id)
+        };
+        let hopeless = !split.nodes.iter().any(reachable);
+        let mut best: Option<(Locality, u32, &str)> = None;
+        for (id, node) in self.free_nodes(now_ms) {
+            if !self.allowed(task, id) {
+                continue;
+            }
+            let locality = self.locality_of(index, id);
+            let patience_ms = if locality == Locality::Remote { ANY_DELAY_MS } else { RACK_DELAY_MS };
+            let rank = (locality, node.used(), id.as_str());
+            if (hopeless || waited_ms >= patience_ms) && best.is_none_or(|best| rank < best) {
+                best = Some(rank);
+            }
+        }
+        best.map(|(locality, _, id)| (id.to_owned(), locality))
+    }
+
+    fn place_reduce(&self, index: u32, now_ms: u64) -> Option<String> {
+        let task = self.reduces.get(index as usize)?;
+        let usable = self.free_nodes(now_ms).filter(|(id, _)| self.allowed(task, id));
+        usable.min_by_key(|(id, node)| (node.used(), *id)).map(|(id, _)| id.clone())
+    }
+
+    /// When [`Self::assign`] may find something new without anything happening. Second attempts are looked for as time passes, whenever it
+    /// is called.
+    pub fn next_look_ms(&self, now_ms: u64) -> Option<u64> {
+        let later = self.later.first().map(|(at, _, _)| *at);
+        let waits = self.due_of(TaskKind::Map).next().is_some()
+            || (self.maps_are_done() && self.due_of(TaskKind::Reduce).next().is_some());
+        let (mut patience, mut nodes) = (None, None);
+        if waits || later.is_some() {
+            patience = self.idle_since_ms.map(|since| [since + RACK_DELAY_MS, since + ANY_DELAY_MS]);
+            nodes = Some(self.nodes.values().filter_map(Node::next_look_ms));
+        }
+        let all = later.into_iter().chain(patience.into_iter().flatten()).chain(nodes.into_iter().flatten());
+        all.filter(|at| *at > now_ms).min()
+    }
+}

@@ -1,0 +1,172 @@
+//! From a [`JobSpec`] to a job that is written down: planned, checked, and in the file system before its first task runs.
+
+use bytes::Bytes;
+use cairn_proto::path::{normalize, split_last};
+use cairn_proto::pb::job_record::Record;
+use cairn_proto::{Error, ErrorCode, Result, pb};
+use serde::{Deserialize, Serialize};
+
+use super::commit;
+use super::journal::{self, HISTORY, Journal, Written};
+use super::plan;
+use super::scheduler::NodeInfo;
+use super::spec::JobSpec;
+use crate::fs::{CreateOptions, FileSystem};
+
+/// What everybody may know of a job: the file `about` in its folder.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Unique.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// Which program.
+    pub kind: String,
+    /// Whose it is.
+    pub user: String,
+    /// Output folder.
+    pub output: String,
+    /// Milliseconds since 1970.
+    pub submitted_ms: u64,
+    /// Share of slots against other jobs of its user.
+    pub priority: u32,
+}
+
+/// A job that is written down, and the journal that is still open for its driver.
+pub(super) struct Submission {
+    pub written: Written,
+    pub journal: Journal,
+    /// The nodes that it was planned on.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// The output must not exist.
+pub async fn check_output(fs: &FileSystem, output: &str) -> Result<String> {
+    let output = normalize(output)?;
+    if output == "/" || fs.exists(&output).await? {
+        let text = format!("output {output} exists already: remove it or choose another name");
+        return Err(Error::new(ErrorCode::FileAlreadyExists, text).with_subject(output));
+    }
+    Ok(output)
+}
+
+/// The folders above `path` that do not exist, the lowest first.
+async fn missing_ancestors(fs: &FileSystem, path: &str) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    while let Some((parent, _)) = split_last(at) {
+        if fs.exists(parent).await? {
+            break;
+        }
+        missing.push(parent.to_owned());
+        at = parent;
+    }
+    Ok(missing)
+}
+
+/// An id that the caller has chosen must be new.
+async fn check_unused(fs: &FileSystem, job_id: &str) -> Result<String> {
+    for folder in [journal::folder(job_id), format!("{HISTORY}/{job_id}")] {
+        if fs.exists(&folder).await? {
+            let text = format!("there has been a job {job_id} already");
+            return Err(Error::new(ErrorCode::FileAlreadyExists, text).with_subject(job_id));
+        }
+    }
+    Ok(job_id.to_owned())
+}
+
+fn new_job_id(fs: &FileSystem) -> String {
+    let env = fs.env();
+    format!("job-{}-{:04x}", env.clock.wall_ms(), env.entropy.next_u64() & 0xffff)
+}
+
+/// Plans the job and writes it down; `records` go with it, in the same sync.
+pub(super) async fn submit(
+    fs: &FileSystem,
+    spec: &JobSpec,
+    driver: impl FnOnce(&Written) -> Vec<Record>,
+) -> Result<Submission> {
+    spec.validate()?;
+    let output = check_output(fs, &spec.output).await?;
+    let prepared = plan::prepare(fs, spec).await?;
+    let made_folders = missing_ancestors(fs, &output).await?;
+    let job_id = match &spec.id {
+        Some(id) => check_unused(fs, id).await?,
+        None => new_job_id(fs),
+    };
+    let mut token = vec![0; 16];
+    fs.env().entropy.fill(&mut token);
+    let job = pb::JobDescription {
+        job_id: job_id.clone(),
+        user: fs.user().to_owned(),
+        namenode: fs.namenode_address().to_owned(),
+        cluster_id: prepared.cluster_id,
+        reducers: prepared.reducers,
+        maps: prepared.splits.len() as u32,
+        staging: journal::staging_path(&output, &job_id, 1),
+        token: Bytes::from(token),
+        ..spec.description()
+    };
+    let submitted = pb::JobSubmitted {
+        maps: prepared.splits.len() as u32,
+        output: output.clone(),
+        made_folders,
+        time_limit_ms: spec.time_limit_ms,
+        max_attempts: spec.max_attempts,
+        speculative: spec.speculative,
+        slow_start: 1_000,
+        job: Some(job),
+    };
+    let submitted_ms = fs.env().clock.wall_ms();
+    let written = Written { submitted, splits: prepared.splits, submitted_ms, ..Written::default() };
+    let about = About {
+        id: job_id.clone(),
+        name: spec.name.clone(),
+        kind: spec.kind.clone(),
+        user: fs.user().to_owned(),
+        output,
+        submitted_ms,
+        priority: spec.priority,
+    };
+    // First, so that who may not write there learns it before anything is written down.
+    fs.mkdirs(&journal::staging_path(&written.submitted.output, &job_id, 1), 0o755).await?;
+    let journal = async {
+        fs.mkdirs(&journal::folder(&job_id), 0o755).await?;
+        let journal = Journal::create(fs, &job_id, 1).await?;
+        let mut records = vec![Record::Submitted(written.submitted.clone())];
+        records.extend(journal::split_records(&written.splits));
+        records.extend(driver(&written));
+        journal.settle(records, true).await?;
+        Ok(journal)
+    };
+    let about_path = format!("{}/about", journal::folder(&job_id));
+    let told = async {
+        fs.mkdirs(&journal::folder(&job_id), 0o755).await?;
+        write_json(fs, &about_path, &about).await
+    };
+    match tokio::try_join!(journal, told) {
+        Ok((journal, ())) => Ok(Submission { written, journal, nodes: prepared.nodes }),
+        Err(error) => {
+            withdraw(fs, &written.submitted).await;
+            Err(error)
+        }
+    }
+}
+
+/// Takes away what was written of a job that will not be run. If that cannot be done now, whoever looks later does it.
+pub(super) async fn withdraw(fs: &FileSystem, submitted: &pb::JobSubmitted) {
+    let job_id = submitted.job.as_ref().map_or("", |job| &job.job_id);
+    let _ = commit::remove_traces(fs, submitted, 1).await;
+    let _ = fs.delete(&journal::folder(job_id), true).await;
+}
+
+/// Writes a small file for everybody to read.
+pub(super) async fn write_json(fs: &FileSystem, path: &str, value: &impl Serialize) -> Result<()> {
+    let text =
+        serde_json::to_vec(value).map_err(|error| Error::new(ErrorCode::Internal, format!("{path}: {error}")))?;
+    let options = CreateOptions { overwrite: true, ..CreateOptions::default() };
+    let mut file = fs.create(path, options).await?;
+    file.write(&text).await?;
+    file.close().await.map(drop)
+}

@@ -1,0 +1,296 @@
+//! Jobs outlive their drivers, have one output whatever dies or sleeps, and end when they are told to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use cairn_tests::data::{self, sorted_lines};
+use cairn_tests::process::{Process, descendants};
+use cairn_tests::{Cluster, ClusterOptions, Run, wait_for, wait_until};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A cluster with a text of 24 blocks at `/text`, and the text's local file.
+fn cluster_with_text(slots: u32) -> (Cluster, String) {
+    let options = ClusterOptions::new(3, 2).more(&format!("[datanode]\ntask_slots = {slots}"));
+    let cluster = Cluster::start(options);
+    let local = cluster.local_file("text", &data::text(11, 24 << 20, 200_000));
+    cluster.cairn(&["put", &local, "/text"]).ok();
+    (cluster, local)
+}
+
+fn assert_counts(cluster: &Cluster, local: &str, output: &str) {
+    cluster.cairn(&["stat", &format!("{output}/_SUCCESS")]).ok();
+    let got = sorted_lines(&cluster.cat(&format!("{output}/part-r-*")));
+    let expected = data::word_count_by_pipeline(local.as_ref());
+    assert!(got == expected, "{} bytes of counts, expected {}", got.len(), expected.len());
+}
+
+fn spawn(cluster: &Cluster, args: &[&str]) -> Child {
+    cluster.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The newest job.
+fn newest(cluster: &Cluster) -> Option<Value> {
+    cluster.json(&["job", "ls"]).as_array().unwrap().first().cloned()
+}
+
+/// Waits until the newest job has so many maps done; returns its id.
+fn wait_maps_done(cluster: &Cluster, maps: u64) -> String {
+    wait_for(&format!("{maps} maps are done"), PATIENCE, || match newest(cluster) {
+        Some(job) if job["maps_done"].as_u64() >= Some(maps) && job["state"] == "running" => {
+            Ok(job["id"].as_str().unwrap().to_owned())
+        }
+        other => Err(format!("{other:?}")),
+    })
+}
+
+fn wait_state(cluster: &Cluster, id: &str, state: &str) -> Value {
+    wait_for(&format!("{id} is {state}"), PATIENCE, || {
+        let status = cluster.json(&["job", "status", id]);
+        if status["state"] == state { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+/// Nothing but these names lies in the root: no staging folder is left.
+fn assert_root(cluster: &Cluster, expected: &[&str]) {
+    let listed = cluster.json(&["ls", "/"]);
+    let names: Vec<&str> = listed.as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap()).collect();
+    assert_eq!(names, expected);
+}
+
+fn wait_no_worker(cluster: &Cluster) {
+    wait_until("no task runs any more", Duration::from_secs(30), || {
+        cluster.datanodes.iter().all(|node| descendants(node.process.pid).is_empty())
+    });
+}
+
+/// What must be the same in every run of the same job on the same input, whatever happened meanwhile.
+fn sums(report: &Value) -> Vec<Value> {
+    let names =
+        ["input.bytes", "map.records_in", "map.records_out", "combine.records_out", "output.records", "output.bytes"];
+    let counters = names.iter().map(|name| report["counters"][name].clone());
+    counters.chain([report["map"]["tasks"].clone(), report["reduce"]["tasks"].clone()]).collect()
+}
+
+#[test]
+fn a_job_whose_driver_is_killed_goes_on_where_it_was() {
+    let (cluster, local) = cluster_with_text(1);
+    let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
+    let mut driver = spawn(&cluster, &["job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let id = wait_maps_done(&cluster, 6);
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    cluster.cairn(&["stat", "/counts"]).fails(1);
+    wait_state(&cluster, &id, "orphaned");
+    let report = cluster.json(&["job", "resume", &id]);
+    assert_eq!((&report["state"], &report["drivers"]), (&"succeeded".into(), &2.into()), "{report}");
+    assert_eq!(sums(&report), sums(&clean));
+    let tasks = report["tasks"].as_array().unwrap();
+    // Attempts of the second driver have numbers from a thousand on.
+    let kept = tasks.iter().filter(|task| task["kind"] == "map" && task["attempt"].as_u64().unwrap() < 1_000).count();
+    assert!(kept >= 6, "at least what was done when the driver died is kept: {report}");
+    assert_counts(&cluster, &local, "/counts");
+    assert_root(&cluster, &["/clean", "/counts", "/text"]);
+    // It is over, and stays in the list.
+    assert_eq!(newest(&cluster).unwrap()["state"], "succeeded");
+    cluster.cairn(&["job", "resume", &id]).fails_naming(1, &[&id, "is over", "succeeded"]);
+    assert_eq!(cluster.json(&["job", "status", &id])["report"]["output"], "/counts");
+}
+
+#[test]
+fn a_driver_that_was_only_paused_changes_nothing_when_it_wakes() {
+    let (cluster, local) = cluster_with_text(1);
+    let driver = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let paused = Process::of(driver.id()).unwrap();
+    let id = wait_maps_done(&cluster, 4);
+    paused.signal(libc::SIGSTOP);
+    let report = cluster.json(&["job", "resume", "--force", &id]);
+    assert_eq!(report["state"], "succeeded", "{report}");
+    let output = cluster.json(&["ls", "/counts"]);
+    paused.signal(libc::SIGCONT);
+    // It finds that the job is over, and says how it ended.
+    let woken = Run::of_child("the paused driver", driver, PATIENCE).json();
+    assert_eq!((&woken["id"], &woken["state"]), (&report["id"], &report["state"]));
+    assert_eq!(cluster.json(&["ls", "/counts"]), output, "the output is as it was");
+    assert_counts(&cluster, &local, "/counts");
+    assert_root(&cluster, &["/counts", "/text"]);
+}
+
+#[test]
+fn a_driver_that_works_keeps_its_job_unless_it_is_taken_by_force() {
+    let (cluster, _) = cluster_with_text(1);
+    let driver = spawn(&cluster, &["job", "wordcount", "/text", "/counts"]);
+    let id = wait_maps_done(&cluster, 1);
+    let refused = cluster.cairn(&["job", "resume", &id]);
+    // On a fast machine it was done before the other had lost patience.
+    assert!(refused.stderr.contains("has a driver") || refused.stderr.contains("is over"), "{refused:?}");
+    let ended = Run::of_child("job wordcount", driver, PATIENCE);
+    assert_eq!(ended.code, 0, "{ended:?}");
+}
+
+#[test]
+fn a_job_is_killed_from_elsewhere_and_leaves_nothing() {
+    let (cluster, _) = cluster_with_text(1);
+    let driver = spawn(&cluster, &["job", "wordcount", "/text", "/deep/er/counts"]);
+    let id = wait_maps_done(&cluster, 2);
+    assert_eq!(cluster.json(&["job", "kill", &id])["state"], "killed");
+    wait_no_worker(&cluster);
+    assert_root(&cluster, &["/text"]);
+    let ended = Run::of_child("the killed job's driver", driver, PATIENCE);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("killed"), "{ended:?}");
+    assert_eq!(newest(&cluster).unwrap()["state"], "killed");
+    cluster.cairn(&["job", "kill", &id]).fails_naming(1, &["is over", "was killed"]);
+    cluster.cairn(&["job", "kill", "job-1-none"]).fails_naming(1, &["no job", "job-1-none"]);
+    cluster.cairn(&["--user", "ann", "job", "logs", &id]).fails(1);
+    // The next job has the slots at once.
+    cluster.put("/small", b"a b a", &[]);
+    cluster.json(&["job", "wordcount", "/small", "/next"]);
+}
+
+#[test]
+fn the_staging_folder_of_a_job_that_nobody_resumes_goes_with_the_next_look() {
+    let (cluster, _) = cluster_with_text(1);
+    let mut driver = spawn(&cluster, &["job", "wordcount", "--keep", "1s", "/text", "/counts"]);
+    let id = wait_maps_done(&cluster, 2);
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    wait_state(&cluster, &id, "orphaned");
+    // The nodes have let go of it as well; the list waits for a missed beat besides, which a minute is for.
+    wait_for("whoever looks ends it", PATIENCE, || match newest(&cluster) {
+        Some(job) if job["state"] == "failed" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let report = cluster.json(&["job", "status", &id]);
+    assert!(report["report"]["failure"].as_str().unwrap().contains("nobody resumed it"), "{report}");
+    assert_root(&cluster, &["/text"]);
+    wait_no_worker(&cluster);
+}
+
+#[test]
+fn a_detached_job_is_driven_by_a_node_and_resumed_when_that_node_dies() {
+    let (mut cluster, local) = cluster_with_text(1);
+    let started = cluster.json(&["job", "run", "--detach", "--", "wordcount", "--reducers", "2", "/text", "/first"]);
+    let id = started["id"].as_str().unwrap().to_owned();
+    let ended = wait_state(&cluster, &id, "succeeded");
+    assert_eq!(ended["report"]["reduce"]["tasks"], 2, "{ended}");
+    assert_counts(&cluster, &local, "/first");
+
+    let started = cluster.json(&["job", "run", "--detach", "--", "wordcount", "/text", "/second"]);
+    let id = started["id"].as_str().unwrap().to_owned();
+    wait_maps_done(&cluster, 3);
+    let status = cluster.json(&["job", "status", &id]);
+    let host = status["driver_node"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned();
+    // Its own log is among those of the job's tasks.
+    let index = (0..3).find(|at| host == format!("dn{}", at + 1)).unwrap();
+    cluster.kill_datanode(index);
+    wait_state(&cluster, &id, "orphaned");
+    let report = cluster.json(&["job", "resume", &id]);
+    assert_eq!(report["state"], "succeeded", "{report}");
+    assert_counts(&cluster, &local, "/second");
+    cluster.cairn(&["job", "run", "--detach", "--", "wordcount", "/nothing", "/third"]).fails_naming(1, &["/nothing"]);
+    cluster.cairn(&["job", "run", "--", "ls"]).fails_naming(2, &["runs no job"]);
+}
+
+#[test]
+fn workers_that_die_cost_attempts_and_no_count() {
+    let (cluster, local) = cluster_with_text(2);
+    let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
+    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    wait_maps_done(&cluster, 1);
+    let worker = wait_for("a worker runs", PATIENCE, || {
+        let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
+        workers.filter_map(Process::of).find(Process::runs).ok_or_else(|| "none does".into())
+    });
+    worker.signal(libc::SIGKILL);
+    let report = Run::of_child("job wordcount", job, PATIENCE).json();
+    assert_eq!(report["state"], "succeeded", "{report}");
+    assert_eq!(sums(&report), sums(&clean));
+    assert_counts(&cluster, &local, "/counts");
+}
+
+#[test]
+fn counters_add_up_although_worker_driver_and_node_die_in_one_job() {
+    let options = ClusterOptions::new(4, 2).more("[datanode]\ntask_slots = 1");
+    let mut cluster = Cluster::start(options);
+    let local = cluster.local_file("text", &data::text(12, 24 << 20, 200_000));
+    cluster.cairn(&["put", &local, "/text"]).ok();
+    let line = |output| ["--json", "job", "wordcount", "--reducers", "3", "/text", output];
+    let clean = cluster.cairn(&line("/clean")).json();
+    let mut driver = spawn(&cluster, &line("/counts"));
+    wait_maps_done(&cluster, 3);
+    let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
+    if let Some(worker) = workers.filter_map(Process::of).find(Process::runs) {
+        worker.signal(libc::SIGKILL);
+    }
+    let id = wait_maps_done(&cluster, 7);
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    wait_state(&cluster, &id, "orphaned");
+    let resumed = spawn(&cluster, &["--json", "job", "resume", &id]);
+    wait_maps_done(&cluster, 12);
+    // A node with outputs of both drivers.
+    cluster.kill_datanode(0);
+    let report = Run::of_child("job resume", resumed, PATIENCE).json();
+    assert_eq!(report["state"], "succeeded", "{report}");
+    assert_eq!(sums(&report), sums(&clean));
+    assert_counts(&cluster, &local, "/counts");
+    assert_root(&cluster, &["/clean", "/counts", "/text"]);
+}
+
+#[test]
+fn a_worker_that_stands_still_is_overtaken_and_counts_once() {
+    let (cluster, local) = cluster_with_text(1);
+    let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
+    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    // Late enough that it is known how long a map takes.
+    wait_maps_done(&cluster, 6);
+    let worker = wait_for("a worker runs", PATIENCE, || {
+        let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
+        workers.filter_map(Process::of).find(Process::runs).ok_or_else(|| "none does".into())
+    });
+    worker.signal(libc::SIGSTOP);
+    let report = Run::of_child("job wordcount", job, PATIENCE).json();
+    assert_eq!((&report["state"], &report["map"]["attempts_failed"]), (&"succeeded".into(), &0.into()), "{report}");
+    assert_eq!(sums(&report), sums(&clean));
+    let second = report["tasks"].as_array().unwrap().iter().filter(|task| task["attempt"] == 1).count();
+    assert_eq!(second, 1, "the second attempt won: {report}");
+    assert_counts(&cluster, &local, "/counts");
+    assert!(!worker.runs(), "the first one was killed");
+}
+
+#[test]
+fn a_job_over_its_time_limit_fails_and_says_so() {
+    let (cluster, _) = cluster_with_text(1);
+    let run = cluster.cairn(&["job", "wordcount", "--time-limit", "1s", "/text", "/counts"]);
+    run.fails_naming(1, &["time limit", "1 s"]);
+    assert_root(&cluster, &["/text"]);
+    wait_no_worker(&cluster);
+}
+
+#[test]
+fn two_users_share_the_slots() {
+    let (cluster, local) = cluster_with_text(1);
+    cluster.cairn(&["mkdir", "/ann"]).ok();
+    cluster.cairn(&["chown", "ann", "/ann"]).ok();
+    let first = spawn(&cluster, &["--json", "job", "wordcount", "/text", "/counts"]);
+    wait_maps_done(&cluster, 1);
+    let second = spawn(&cluster, &["--json", "--user", "ann", "job", "wordcount", "/text", "/ann/counts"]);
+    // Three slots, all taken by the first job: the second one gets some although the first wants them all.
+    wait_for("both run at once", PATIENCE, || {
+        let jobs = cluster.json(&["job", "ls"]);
+        let running = |job: &Value| job["state"] == "running" && job["maps_done"].as_u64() > Some(0);
+        let both = jobs.as_array().unwrap().iter().filter(|job| running(job)).count();
+        if both == 2 { Ok(()) } else { Err(jobs.to_string()) }
+    });
+    for (name, job) in [("first", first), ("second", second)] {
+        let report = Run::of_child(name, job, PATIENCE).json();
+        assert_eq!(report["state"], "succeeded", "{report}");
+        assert_eq!(report["map"]["attempts_failed"], 0, "{report}");
+    }
+    assert_counts(&cluster, &local, "/counts");
+    assert_counts(&cluster, &local, "/ann/counts");
+}
