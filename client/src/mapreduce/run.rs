@@ -249,7 +249,7 @@ thread_local! {
     static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn decompress(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
+pub(super) fn decompress(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
     let result = DECODER.with_borrow_mut(|slot| {
         let decoder = match slot {
             Some(decoder) => decoder,
