@@ -196,6 +196,20 @@ fn a_detached_job_is_driven_by_a_node_and_resumed_when_that_node_dies() {
 }
 
 #[test]
+fn a_namenode_that_dies_and_comes_back_costs_a_job_nothing() {
+    let (mut cluster, local) = cluster_with_text(1);
+    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    wait_maps_done(&cluster, 3);
+    cluster.kill_namenode();
+    cluster.restart_namenode();
+    let report = Run::of_child("job wordcount", job, PATIENCE).json();
+    assert_eq!((&report["state"], &report["drivers"]), (&"succeeded".into(), &1.into()), "{report}");
+    assert_counts(&cluster, &local, "/counts");
+    assert_root(&cluster, &["/counts", "/text"]);
+    assert_eq!(newest(&cluster).unwrap()["state"], "succeeded");
+}
+
+#[test]
 fn workers_that_die_cost_attempts_and_no_count() {
     let (cluster, local) = cluster_with_text(2);
     let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);

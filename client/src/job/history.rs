@@ -7,8 +7,8 @@ use cairn_proto::path::{join, split_last};
 use cairn_proto::pb::job_record::Record;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use futures_util::StreamExt as _;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 use super::contact;
@@ -34,7 +34,7 @@ const UNFINISHED_MS: u64 = 3_600_000;
 pub(super) const SILENT_MS: u64 = 3_000;
 
 /// Where a job stands, to whoever asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Written down; no driver has it yet.
@@ -62,7 +62,7 @@ impl From<JobState> for Stage {
 }
 
 /// One line of the list of jobs.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names of the JSON shape
 pub struct JobEntry {
     pub id: String,
@@ -114,13 +114,25 @@ pub(super) async fn bury(fs: &FileSystem, journal: Journal, report: &JobReport) 
     let text = serde_json::to_vec(report).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
     let state = report.state.as_str().to_owned();
     let ended = Record::Ended(pb::JobEnded { state, report: text.into() });
-    let path = join(&journal::folder(&report.id), "report");
+    let folder = journal::folder(&report.id);
+    let (path, about_path) = (join(&folder, "report"), join(&folder, "about"));
+    let about = About {
+        id: report.id.clone(),
+        name: report.name.clone(),
+        kind: report.kind.clone(),
+        user: report.user.clone(),
+        output: report.output.clone(),
+        submitted_ms: report.submitted_ms,
+        priority: 0,
+        ended: Some(ended_entry(report)),
+    };
     let written = async {
         journal.settle(vec![ended], false).await?;
         journal.close().await
     };
-    let (written, told) = tokio::join!(written, write_json(fs, &path, report));
-    written.and(told)?;
+    let told = async { tokio::try_join!(write_json(fs, &path, report), write_json(fs, &about_path, &about)) };
+    let (written, told) = tokio::join!(written, told);
+    written.and(told.map(drop))?;
     move_to_history(fs, &report.id).await
 }
 
@@ -175,8 +187,8 @@ pub async fn list(fs: &FileSystem, limit: usize) -> Result<Vec<JobEntry>> {
         Some(active_entry(about, &of_job, now_ms))
     });
     let finished = over.iter().map(|entry| async {
-        let report: JobReport = read_json(fs, &format!("{}/report", entry.path)).await.ok()?;
-        Some(ended_entry(&report))
+        let about: About = read_json(fs, &format!("{}/about", entry.path)).await.ok()?;
+        about.ended
     });
     let unfinished = futures_util::stream::iter(unfinished.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
     let mut all: Vec<JobEntry> = unfinished.filter_map(std::future::ready).collect().await;

@@ -7,6 +7,7 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use serde::{Deserialize, Serialize};
 
 use super::commit;
+use super::history::JobEntry;
 use super::journal::{self, HISTORY, Journal, Written};
 use super::plan;
 use super::scheduler::NodeInfo;
@@ -31,6 +32,8 @@ pub struct About {
     pub submitted_ms: u64,
     /// Share of slots against other jobs of its user.
     pub priority: u32,
+    /// How it ended, when it has: a report may be large, and lists name many jobs.
+    pub ended: Option<JobEntry>,
 }
 
 /// A job that is written down, and the journal that is still open for its driver.
@@ -115,7 +118,6 @@ pub(super) async fn submit(
         time_limit_ms: spec.time_limit_ms,
         max_attempts: spec.max_attempts,
         speculative: spec.speculative,
-        slow_start: 1_000,
         job: Some(job),
     };
     let submitted_ms = fs.env().clock.wall_ms();
@@ -128,6 +130,7 @@ pub(super) async fn submit(
         output,
         submitted_ms,
         priority: spec.priority,
+        ended: None,
     };
     // First, so that who may not write there learns it before anything is written down.
     fs.mkdirs(&journal::staging_path(&written.submitted.output, &job_id, 1), 0o755).await?;

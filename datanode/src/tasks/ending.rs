@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cairn_common::durable::{Fs, read_all};
+use cairn_common::durable::Fs;
 use cairn_proto::pb::task_event::Event as What;
 use cairn_proto::pb::worker_report::Report;
-use cairn_proto::{Error, ErrorCode, Result, pb, position};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::cgroup::Group;
 use super::job::{Doom, Running, describe};
@@ -17,6 +17,8 @@ use super::owner::{Event, Owner};
 
 /// An idle worker's memory is given back after this.
 const IDLE_WORKER_MS: u64 = 10_000;
+/// A driver that was not heard for so long waits for no slot. Longer than its pause between two questions can be.
+const SILENT_MS: u64 = 5_000;
 /// How often work folders are measured.
 const MEASURE_INTERVAL_MS: u64 = 1_000;
 
@@ -108,7 +110,7 @@ impl Owner {
     pub(super) async fn exited(&mut self, number: u64, how: &str) {
         let Some(worker) = self.workers.remove(&number) else { return };
         // Whatever the worker left in its group goes with it.
-        worker.kill();
+        worker.bury();
         let tail = worker.handle.log.tail();
         let ran_out = worker.group.as_ref().is_some_and(Group::ran_out);
         if let Some(running) = worker.running {
@@ -127,15 +129,7 @@ impl Owner {
                 None if ran_out => self.over_limit(&worker.job_id, &named, running.peak),
                 None => fault(format!("the worker of {named} on {} {how}", self.name.host)),
             };
-            let position = if killed { None } else { self.position(&running.work_dir).await };
-            let error = match &position {
-                Some(at) => {
-                    Error::new(error.code(), format!("{}; it was at {}", error.message(), position::describe(at)))
-                }
-                None => error,
-            };
             let failure = pb::TaskFailure {
-                position,
                 error: Some(error.to_wire()),
                 stderr_tail: tail,
                 lost: Vec::new(),
@@ -147,13 +141,6 @@ impl Owner {
             self.finish(&worker.job_id, running, What::Failure(failure)).await;
         }
         self.remove_if_over(&worker.job_id).await;
-    }
-
-    /// Where in its input a map was when its worker died; a reduce leaves no such note.
-    async fn position(&self, work_dir: &Path) -> Option<pb::RecordPosition> {
-        let (fs, path) = (Arc::clone(&self.env.fs), work_dir.join(position::FILE_NAME));
-        let read = self.env.work.io(move || read_all(&*fs, &path, position::FILE_BYTES as u64)).await;
-        position::decode(&read.ok()?)
     }
 
     fn over_limit(&self, job_id: &str, task: &str, used: u64) -> Error {
@@ -293,6 +280,10 @@ impl Owner {
         let mut lost = Vec::new();
         for (job_id, job) in &mut self.jobs {
             job.release_watchers(now_ms, used);
+            // A slot that is kept for a driver that has gone is a slot that nobody has.
+            if job.silent_ms(now_ms) > SILENT_MS {
+                self.share.ask(job_id, 0, now_ms);
+            }
             if job.ending.is_none() && job.silent_ms(now_ms) > job.lease_ms(self.settings.lease_ms) {
                 lost.push(job_id.clone());
             }

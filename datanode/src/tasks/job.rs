@@ -225,8 +225,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Kills it with all that it has started.
+    /// Kills it with all that it has started, also what has left its process group.
     pub fn kill(&self) {
+        process::kill_tree(self.handle.pid);
+        self.bury();
+    }
+
+    /// Kills what it may have left behind; its own number may be somebody else's by now.
+    pub fn bury(&self) {
         if let Some(group) = &self.group {
             group.kill();
         }

@@ -22,7 +22,7 @@
 //! takes the node's map outputs for lost when it cannot fetch them.
 //!
 //! # What leaks
-//! A process that leaves its group on purpose and outlives the worker.
+//! A process that leaves its group, and whose parent ends before the worker is killed; not where cgroups are in force.
 
 mod account;
 mod cgroup;

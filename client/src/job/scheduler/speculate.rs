@@ -38,6 +38,10 @@ fn lags(elapsed_ms: u64, bytes: u64, whole: u64, median_ms: u64) -> bool {
 impl Scheduler {
     /// A second attempt that is worth a free slot now.
     pub(super) fn second_attempt(&self, now_ms: u64) -> Option<Assignment> {
+        // As long as tasks of both kinds wait (reduces do while maps run) there is nothing to weigh.
+        if self.anything_waits(TaskKind::Map) && (self.reduces.is_empty() || self.anything_waits(TaskKind::Reduce)) {
+            return None;
+        }
         let (mut running, mut seconds) = (0, 0);
         for task in self.maps.iter().chain(&self.reduces) {
             if let State::Running(attempts) = &task.state {
