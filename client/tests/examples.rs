@@ -311,3 +311,107 @@ async fn a_program_is_stored_once_and_runs_only_if_it_is_what_its_name_says() {
     }
     examples.cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_kill_their_worker_are_named_or_left_out() {
+    let examples = Examples::start().await;
+    let mut text = String::new();
+    let mut lengths: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut places = Vec::new();
+    for number in 0..150_000 {
+        let line = match number {
+            70_000 => "abort".to_owned(),
+            70_001 => "panic".to_owned(),
+            90_000 => "error".to_owned(),
+            140_000 => "abort".to_owned(),
+            _ => format!("line {number}"),
+        };
+        if line.starts_with("line") {
+            *lengths.entry(line.len()).or_default() += 1;
+        } else {
+            places.push((text.len(), line.clone()));
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    examples.put("/lines", &text).await;
+
+    let error = examples.fails("fragile", &["--input", "/lines", "--output", "/out"]).await;
+    let first = format!("the record at byte {} of /lines", places[0].0);
+    let other = format!("the record at byte {} of /lines", places[3].0);
+    assert!(error.contains("was ended by signal 6; it was at the record at byte"), "{error}");
+    assert!(error.contains(&first) || error.contains(&other), "{error}");
+
+    let few = ["--input", "/lines", "--output", "/out", "-D", "skip-records=1"];
+    let error = examples.fails("fragile", &few).await;
+    assert!(error.contains("failed on more than the 1 records that may be skipped"), "{error}");
+
+    let printed = examples.run("fragile", &["--input", "/lines", "--output", "/out", "-D", "skip-records=3"]).await;
+    let want: BTreeSet<String> = lengths.iter().map(|(length, count)| format!("{length}\t{count}")).collect();
+    assert_eq!(examples.lines("/out").await.into_iter().collect::<BTreeSet<_>>(), want);
+    assert!(printed.contains("map.records_skipped = 4"), "{printed}");
+    for (offset, line) in places {
+        let why = match &*line {
+            "abort" => "the worker died on it",
+            "panic" => "panicked: a bug",
+            _ => "it cannot be measured",
+        };
+        let told = format!("skipped the record at byte {offset} of /lines: {why}; it starts with {line:?}");
+        assert!(printed.contains(&told), "{told} is not in {printed}");
+    }
+    examples.cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_input_is_read_and_damage_is_told() {
+    use cairn_client::mapreduce::output::{Output, OutputNames, OutputSink};
+    use cairn_client::mapreduce::{Compression, OutputFormat, Result, UserCounters};
+    use std::sync::{Arc, Mutex};
+
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl OutputSink for Sink {
+        fn open(&mut self, _attempt_name: &str) -> Result<()> {
+            Ok(())
+        }
+        fn write(&mut self, _file: usize, piece: Bytes) -> Result<()> {
+            self.0.lock().unwrap().extend_from_slice(&piece);
+            Ok(())
+        }
+    }
+
+    let mut examples = Examples::start().await;
+    let text = text(&mut examples, 3_000);
+    let mut want: BTreeMap<String, u64> = BTreeMap::new();
+    for word in text.split_whitespace() {
+        *want.entry(word.to_lowercase()).or_default() += 3;
+    }
+    let want: Vec<String> = want.iter().map(|(word, count)| format!("{word}\t{count}")).collect();
+    let options = || CreateOptions { create_parents: true, ..CreateOptions::default() };
+    for kind in [Compression::Gzip, Compression::Bzip2, Compression::Zstd] {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let (format, names) = (OutputFormat::TEXT.compressed(kind), OutputNames::default());
+        let mut out = Output::new(Box::new(Sink(Arc::clone(&bytes))), format, names, UserCounters::default()).unwrap();
+        for line in text.lines() {
+            out.line(line.as_bytes()).unwrap();
+        }
+        out.finish().unwrap();
+        let file = bytes.lock().unwrap().clone();
+        examples.cluster.write(&format!("/in/text{}", kind.extension()), file.clone().into(), options()).await;
+        let cut = Bytes::from(file[..file.len() / 2].to_vec());
+        examples.cluster.write(&format!("/cut/text{}", kind.extension()), cut, options()).await;
+    }
+    examples.run("word_count", &["--input", "/in", "--output", "/counts"]).await;
+    let mut got = examples.lines("/counts").await;
+    got.sort();
+    let mut sorted = want;
+    sorted.sort();
+    assert!(got == sorted);
+    for (file, kind) in [("text.gz", "gzip"), ("text.bz2", "bzip2"), ("text.zst", "zstd")] {
+        let input = format!("/cut/{file}");
+        let error = examples.fails("word_count", &["--input", &input, "--output", "/x"]).await;
+        let told = format!("{input}: the {kind} data are damaged or cut off at about byte ");
+        assert!(error.contains(&told) && error.contains("map 0 failed once"), "{error}");
+    }
+    examples.cluster.stop().await;
+}

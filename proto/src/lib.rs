@@ -21,6 +21,7 @@ pub mod handshake;
 pub mod ids;
 pub mod mapoutput;
 pub mod path;
+pub mod position;
 
 /// Generated messages and services.
 #[allow(missing_docs, clippy::all)]

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::time::Duration;
 
-use cairn_tests::{Cluster, ClusterOptions, data};
+use cairn_tests::{Cluster, ClusterOptions, Run, data, process, wait_until};
 use serde_json::Value;
 
 /// Every file below a path with its bytes, named from there.
@@ -137,6 +139,28 @@ fn a_folder_of_this_machine_is_copied_from_here() {
     assert_only(&cluster, &["/in"]);
     let text = cluster.cairn(&["job", "distcp", "--update", &source, "/in"]).ok();
     assert!(text.contains("0 files copied") && text.contains("20 skipped"), "{text}");
+}
+
+#[test]
+fn a_node_that_dies_does_not_spoil_a_copy() {
+    let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let files: BTreeMap<String, Vec<u8>> =
+        (0..24u64).map(|n| (format!("/f{n}"), data::random(n, 700_000 + n as usize))).collect();
+    for (name, bytes) in &files {
+        cluster.put_in_folders(&format!("/src{name}"), bytes, &[]);
+    }
+    let job = cluster.command(&["--json", "job", "distcp", "--maps", "8", "--bandwidth", "2", "/src", "/copy"]);
+    let mut job = { job }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut victim = None;
+    wait_until("a datanode runs a task", Duration::from_secs(30), || {
+        victim = (0..4).find(|node| !process::descendants(cluster.datanodes[*node].process.pid).is_empty());
+        victim.is_some() || job.try_wait().unwrap().is_some()
+    });
+    cluster.kill_datanode(victim.expect("the job was over before a node could be killed"));
+    let report = Run::of_child("job distcp", job, Duration::from_secs(120)).json();
+    assert_eq!(counts(&report), [24, 0, 0, 0], "{report}");
+    assert!(tree(&cluster, "/copy") == files);
+    assert_only(&cluster, &["/copy", "/src"]);
 }
 
 #[test]

@@ -337,6 +337,53 @@ fn a_job_that_is_stopped_takes_its_commands_along() {
 }
 
 #[test]
+fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
+    let cluster = Cluster::small();
+    let rows: String = (0..60_000).map(|n| format!("key{}\t{n}\n", n % 500)).collect();
+    cluster.put("/rows", rows.as_bytes(), &["--block-size", "64k"]);
+    let job = cluster.command(&[
+        "--json",
+        "job",
+        "streaming",
+        "--input",
+        "/rows",
+        "--output",
+        "/out",
+        "--mapper",
+        "python3 -c \"import sys, time; time.sleep(0.2); sys.stdout.writelines(sys.stdin)\"",
+        "--reducers",
+        "2",
+    ]);
+    let mut job = { job }.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut commands = Vec::new();
+    for _ in 0..3 {
+        // A worker is a child of its datanode, the command a child of the worker.
+        wait_until("a command runs", std::time::Duration::from_secs(30), || {
+            let below: Vec<process::Process> = cluster
+                .datanodes
+                .iter()
+                .flat_map(|node| process::descendants(node.process.pid))
+                .filter_map(process::Process::of)
+                .collect();
+            let python = below.iter().find(|one| one.command_line().iter().any(|word| word.contains("writelines")));
+            let worker = python.and_then(|python| {
+                below.iter().find(|one| process::descendants(one.pid).contains(&python.pid) && one.pid != python.pid)
+            });
+            let Some((python, worker)) = python.zip(worker) else { return job.try_wait().unwrap().is_some() };
+            commands.push(*python);
+            worker.signal(libc::SIGKILL);
+            true
+        });
+        assert!(job.try_wait().unwrap().is_none(), "the job was over before its workers could be killed");
+    }
+    let report = Run::of_child("job streaming", job, std::time::Duration::from_secs(120)).json();
+    assert_eq!(report["records"]["in"], 60_000, "{report}");
+    let got = sorted_lines(&cluster.cat("/out/part-r-*"));
+    assert!(got == sorted_lines(rows.as_bytes()));
+    wait_until("no command is left", std::time::Duration::from_secs(10), || commands.iter().all(|one| !one.runs()));
+}
+
+#[test]
 fn a_node_that_dies_does_not_change_what_is_counted() {
     let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
     let local = cluster.local_file("text", &data::text(16, 6 << 20, 30_000));

@@ -182,6 +182,9 @@ pub fn finish(out: &mut Out, report: JobReport) -> Outcome {
         show_tasks(out, &report)?;
         show_counters(out, &report)?;
         jobs::show_slowest(out, &report)?;
+        for line in report.findings.lines() {
+            out.line(line)?;
+        }
     } else if !report.stderr_tail.is_empty() {
         out.line(format!("last lines of the task that failed:\n{}", report.stderr_tail.trim_end()))?;
     }

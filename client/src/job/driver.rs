@@ -25,7 +25,7 @@ use super::journal::{Journal, Written, staging_path};
 use super::node::{Command, LinkTarget, News, NodeLink, NodeNews};
 use super::report::{JobReport, JobState, Locality, PhaseTimes};
 use super::scheduler::{ATTEMPTS_PER_EPOCH, Assignment, NodeInfo, Rules, Scheduler, Standing};
-use super::spec::{JobObserver, JobProgress, JobSpec, Phase};
+use super::spec::{self, JobObserver, JobProgress, JobSpec, Phase};
 use super::submit::{self, Submission};
 use crate::fs::FileSystem;
 
@@ -118,6 +118,7 @@ impl<'a> Driver<'a> {
             reduces: job.reducers,
             max_attempts: submitted.max_attempts.max(1),
             speculative: submitted.speculative,
+            may_skip: spec::may_skip(&job.properties).unwrap_or(0),
             first_attempt: (epoch.saturating_sub(1) as u32).saturating_mul(ATTEMPTS_PER_EPOCH),
         };
         let totals = JobProgress {
@@ -286,7 +287,11 @@ impl<'a> Driver<'a> {
             pb::TaskKind::Reduce => Work::Reduce(pb::ReduceTask { inputs: self.scheduler.map_outputs() }),
         };
         let output_path = commit::attempt_path(&self.staging, &task);
-        let spec = pb::TaskSpec { id: Some(task), work: Some(work), output_path };
+        let skip_records = match task.kind() {
+            pb::TaskKind::Map => self.scheduler.condemned(task.index).to_vec(),
+            pb::TaskKind::Reduce => Vec::new(),
+        };
+        let spec = pb::TaskSpec { id: Some(task), work: Some(work), output_path, skip_records };
         let (node, backlog) = (assignment.node, assignment.backlog);
         let sent = self.link(&node).is_some_and(|link| link.send(Command::Start(Box::new(spec), backlog)));
         if !sent {

@@ -265,6 +265,9 @@ fn print_report(report: &JobReport) {
         report.output
     );
     println!("tasks: {} maps, {} reduces", report.map.tasks, report.reduce.tasks);
+    for line in report.findings.lines() {
+        println!("{line}");
+    }
     for (name, value) in report.counters.iter() {
         println!("  {name} = {value}");
     }

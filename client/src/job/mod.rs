@@ -27,12 +27,14 @@ mod contact;
 mod control;
 mod driver;
 mod events;
+mod findings;
 mod graph;
 mod history;
 mod journal;
 mod launch;
 mod node;
 mod plan;
+mod poison;
 mod report;
 mod scheduler;
 mod ship;
@@ -45,6 +47,7 @@ pub use control::{
     AttemptView, JobLog, JobView, kill, logs, read_log, resume, resume_detached, short_name, status, submit_detached,
 };
 pub use driver::run;
+pub use findings::{Findings, HotKey, SkippedRecord};
 pub use graph::{GraphReport, GraphStage, JobGraph, StageReport};
 pub use history::{JobEntry, Stage, list, report, sweep};
 pub use launch::{Jobs, Launcher, main, main_with};

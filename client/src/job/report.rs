@@ -6,6 +6,7 @@ use cairn_proto::{Error, ErrorCode, pb};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::driver::Driver;
+use super::findings::Findings;
 use crate::mapreduce::{Counters, counter};
 
 /// How a job ended.
@@ -203,6 +204,9 @@ pub struct JobReport {
     /// All counters of accepted attempts.
     #[serde(serialize_with = "serialize_counters", deserialize_with = "deserialize_counters")]
     pub counters: Counters,
+    /// What was noticed: records that were left out, keys with many records.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// Where each accepted attempt ran.
     pub tasks: Vec<TaskReport>,
     /// Why it did not succeed: one line.
@@ -257,6 +261,7 @@ impl JobReport {
             phases,
             partitions: None,
             counters: Counters::default(),
+            findings: Findings::of(scheduler.attempts().filter_map(|(_, _, _, success)| success)),
             tasks: Vec::new(),
             failure,
             stderr_tail: scheduler.stderr_tail().to_owned(),

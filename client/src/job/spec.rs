@@ -1,6 +1,6 @@
 //! What a caller asks for, and how it follows and stops what it asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cairn_proto::mapoutput::MAX_PARTITIONS;
 use cairn_proto::{Error, ErrorCode, Result, pb};
@@ -162,6 +162,7 @@ impl JobSpec {
             ));
         }
         self.cache_files.iter().try_for_each(CacheFile::check)?;
+        may_skip(&self.properties.clone().into_iter().collect())?;
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
         }
@@ -190,6 +191,15 @@ impl JobSpec {
         }
         Ok(builtin::program(&self.kind, &self.properties, self.reducers.unwrap_or(1))?.input())
     }
+}
+
+/// Records that each map of a job with these properties may leave out because its mapper fails on them.
+pub(super) fn may_skip(properties: &HashMap<String, String>) -> Result<u64> {
+    let Some(text) = properties.get(property::SKIP_RECORDS) else { return Ok(0) };
+    text.parse().map_err(|_| {
+        let text = format!("property {}: {text:?} is not a number of records", property::SKIP_RECORDS);
+        Error::new(ErrorCode::InvalidArgument, text).with_subject(property::SKIP_RECORDS)
+    })
 }
 
 /// Where a job stands.

@@ -14,6 +14,9 @@ use super::wordcount::WordCount;
 
 /// Names of the properties.
 pub mod property {
+    /// Of any job: how many records a map may leave out because its mapper fails on them (an error, a panic, or twice the death of the worker). Default 0:
+    /// the first one fails the attempt.
+    pub const SKIP_RECORDS: &str = "skip-records";
     /// "true" or "false": join values in the map tasks. Default true.
     pub const COMBINE: &str = "combine";
     /// Grep's pattern.

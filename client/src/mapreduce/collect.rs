@@ -9,6 +9,7 @@ use cairn_proto::{Error, ErrorCode, Result};
 
 use super::merge::{Merger, Values};
 use super::output::{NamedOutput, WrittenFile};
+use super::position::PositionNote;
 use super::run::{RunBytes, RunReader, RunWriter, read_index};
 use super::sort::SortBuffer;
 use super::table::CountTable;
@@ -27,6 +28,7 @@ pub struct Collector {
     spilled_runs: u64,
     spilled_bytes: u64,
     user: UserCounters,
+    position: Arc<PositionNote>,
 }
 
 enum Gather {
@@ -34,6 +36,23 @@ enum Gather {
     Sort(SortBuffer),
     /// A job without reducers: records are the output.
     Direct(Output),
+    /// What one record's mapping emits waits until that has gone well.
+    Staged(Box<Staging>),
+}
+
+struct Staging {
+    inner: Gather,
+    bytes: Vec<u8>,
+    /// Length of the key (`None`: a line), length of the value.
+    records: Vec<(Option<usize>, usize)>,
+}
+
+impl Staging {
+    fn add(&mut self, key: Option<&[u8]>, value: &[u8]) {
+        self.bytes.extend_from_slice(key.unwrap_or_default());
+        self.bytes.extend_from_slice(value);
+        self.records.push((key.map(<[u8]>::len), value.len()));
+    }
 }
 
 struct Disk {
@@ -120,6 +139,64 @@ impl Collector {
             spilled_runs: 0,
             spilled_bytes: 0,
             user,
+            position: Arc::default(),
+        }
+    }
+
+    /// Where the mapper is will be noted there.
+    #[must_use]
+    pub fn noting(mut self, position: Arc<PositionNote>) -> Self {
+        self.position = position;
+        self
+    }
+
+    /// Where the mapper is.
+    #[inline]
+    pub fn position(&self) -> &PositionNote {
+        &self.position
+    }
+
+    /// From here on what is emitted waits for [`Self::commit`] or [`Self::roll_back`]; named outputs do not.
+    pub(crate) fn stage(&mut self) {
+        let empty = Gather::Sort(SortBuffer::new(0, Partitioner::Hash, 0));
+        let inner = std::mem::replace(&mut self.gather, empty);
+        self.gather = match inner {
+            Gather::Staged(staging) => Gather::Staged(staging),
+            inner => Gather::Staged(Box::new(Staging { inner, bytes: Vec::new(), records: Vec::new() })),
+        };
+    }
+
+    /// Takes what was emitted since [`Self::stage`].
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        let (bytes, records) = self.unstage();
+        let mut at = 0;
+        for (key, value) in records {
+            let (from, to) = (at + key.unwrap_or(0), at + key.unwrap_or(0) + value);
+            match key {
+                Some(_) => self.emit(&bytes[at..from], &bytes[from..to])?,
+                None => self.emit_line(&bytes[from..to])?,
+            }
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// Drops what was emitted since [`Self::stage`].
+    pub(crate) fn roll_back(&mut self) {
+        self.unstage();
+    }
+
+    fn unstage(&mut self) -> (Vec<u8>, Vec<(Option<usize>, usize)>) {
+        let empty = Gather::Sort(SortBuffer::new(0, Partitioner::Hash, 0));
+        match std::mem::replace(&mut self.gather, empty) {
+            Gather::Staged(staging) => {
+                self.gather = staging.inner;
+                (staging.bytes, staging.records)
+            }
+            other => {
+                self.gather = other;
+                Default::default()
+            }
         }
     }
 
@@ -130,7 +207,11 @@ impl Collector {
 
     /// A further output of the job ([`Output::named`]). Only in a job without reducers: what its maps emit is the output.
     pub fn named(&mut self, name: &str) -> Result<NamedOutput<'_>> {
-        match &mut self.gather {
+        let gather = match &mut self.gather {
+            Gather::Staged(staging) => &mut staging.inner,
+            gather => gather,
+        };
+        match gather {
             Gather::Direct(output) => output.named(name),
             _ => {
                 let text =
@@ -150,6 +231,11 @@ impl Collector {
                 output.emit(key, value)?;
                 false
             }
+            Gather::Staged(staging) => {
+                self.emitted -= 1;
+                staging.add(Some(key), value);
+                false
+            }
         };
         if full { self.spill() } else { Ok(()) }
     }
@@ -161,15 +247,26 @@ impl Collector {
                 self.emitted += 1;
                 output.line(line)
             }
+            Gather::Staged(staging) if matches!(staging.inner, Gather::Direct(_)) => {
+                staging.add(None, line);
+                Ok(())
+            }
             _ => self.emit(b"", line),
         }
     }
 
     /// Takes a key with a count ([`Combine::Sum`]'s kind of value).
     pub fn emit_count(&mut self, key: &[u8], count: u64) -> Result<()> {
-        if let Gather::Direct(output) = &mut self.gather {
-            self.emitted += 1;
-            return output.emit_count(key, count);
+        match &mut self.gather {
+            Gather::Direct(output) => {
+                self.emitted += 1;
+                return output.emit_count(key, count);
+            }
+            Gather::Staged(staging) if matches!(staging.inner, Gather::Direct(_)) => {
+                staging.add(Some(key), count.to_string().as_bytes());
+                return Ok(());
+            }
+            _ => {}
         }
         let mut scratch = [0; 10];
         self.emit(key, encode_count(count, &mut scratch))
@@ -204,7 +301,7 @@ impl Collector {
         let records = match &mut self.gather {
             Gather::Sum(table) => table.write(&mut writer)?,
             Gather::Sort(buffer) => buffer.write(self.combiner.as_deref_mut(), &mut writer)?,
-            Gather::Direct(_) => 0,
+            Gather::Direct(_) | Gather::Staged(_) => 0,
         };
         Ok((records, writer.finish()?))
     }

@@ -76,6 +76,8 @@ fn job(program: &dyn Program, texts: &[Vec<u8>], reducers: u32, shares: &Shares)
         let scratch = Scratch { fs: Arc::new(SystemFs), dir: work.clone() };
         let task = TaskContext::default();
         let reduced = reduce::run(program, &task, segments.collect(), shares, &scratch, out).unwrap();
+        assert!(reduced.hot_keys.is_sorted_by_key(|(_, records)| std::cmp::Reverse(*records)));
+        assert!(reduced.hot_keys.len() as u64 == reduced.counters.get(counter::REDUCE_GROUPS).min(5));
         counters.merge(&reduced.counters);
         assert!(SystemFs.read_dir(&work).unwrap().is_empty(), "files are left");
         parts.push(sink.bytes(0));
@@ -161,6 +163,7 @@ fn spills_work_beyond_memory_and_are_counted() {
         assert!(counters.get(counter::SPILLED_BYTES) > 10_000);
         let combined = counters.get(counter::RECORDS_COMBINE_OUT);
         assert_eq!(combined, if combine { 16_000 } else { 120_000 });
+        assert_eq!(counters.get(counter::REDUCE_RECORDS), combined);
     }
 }
 

@@ -6,6 +6,8 @@ use bytes::{Bytes, BytesMut};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::Record;
+use super::compression::Decompress;
+use super::container::{self, ContainerReader};
 use super::format::InputFormat;
 use super::text::{Delimiter, SplitReader};
 
@@ -27,6 +29,8 @@ pub(super) enum Cut {
     Delimiter(Delimiter),
     KeyValueText(u8),
     Fixed(usize),
+    /// Lengths of key and value, key, value; checked when the batch was made.
+    Packed,
     Whole,
     /// No bytes: this many numbers from the batch's offset on.
     Numbers(u64),
@@ -35,9 +39,9 @@ pub(super) enum Cut {
 /// Whole records, one after the other. Text has its delimiters (the last record of a file may have none).
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// The bytes as they are in the file.
+    /// The bytes as they are in the file, decompressed.
     pub bytes: Bytes,
-    /// Where they start in the file.
+    /// Where they start in the file (in its content, if all of it is compressed).
     pub offset: u64,
     /// Position of the file among the job's inputs.
     pub file_index: u32,
@@ -102,6 +106,12 @@ impl<'a> Iterator for Records<'a> {
                 Some(Record { key, bytes: value, ..line })
             }
             Cut::Fixed(length) => self.take(length),
+            Cut::Packed => {
+                let (key, value, length) = container::record(&self.batch.bytes[self.at..])?;
+                self.at += length;
+                // The place of a record inside a compressed chunk means nothing: the chunk's is told.
+                Some(Record { file_index: self.batch.file_index, offset: self.batch.offset, key, bytes: value })
+            }
             // Its only record may be empty: the position beside it tells whether it was taken.
             Cut::Whole => {
                 if self.at > self.batch.bytes.len() {
@@ -121,38 +131,56 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// First byte that the feed of a split must deliver.
+/// First byte that the feed of a split must deliver. (Of [`InputFormat::KeyValue`] the first [`container::HEADER_BYTES`] of the file come before that.)
 pub fn feed_start(split: &pb::Split, format: InputFormat) -> u64 {
+    if format.compression(&split.path).is_some() {
+        return 0;
+    }
     match format {
         InputFormat::Lines | InputFormat::Words | InputFormat::KeyValueText { .. } => split.offset.saturating_sub(1),
         InputFormat::Fixed(length) => split.offset.next_multiple_of(u64::from(length.max(1))),
+        InputFormat::KeyValue => container::feed_start(split),
         InputFormat::WholeFile | InputFormat::Generated { .. } => 0,
     }
 }
 
+/// The feed of a split, decompressed or not.
+pub type BoxedFeed = Box<dyn Feed + Send>;
+
 /// Makes the batches of one split.
-pub enum BatchReader<F> {
+pub enum BatchReader {
     /// Text.
-    Text(SplitReader<F>),
+    Text(SplitReader<BoxedFeed>),
     /// Records of one length.
-    Fixed(FixedReader<F>),
+    Fixed(FixedReader<BoxedFeed>),
+    /// Binary keys and values.
+    Container(ContainerReader),
     /// One record.
-    Whole(WholeReader<F>),
+    Whole(WholeReader<BoxedFeed>),
     /// Numbers; no feed.
     Numbers(NumberReader),
 }
 
-impl<F: Feed> BatchReader<F> {
+impl BatchReader {
     /// Reads `split` from a feed that starts at [`feed_start`]. `memory`: bytes that a whole file may have.
-    pub fn new(split: &pb::Split, format: InputFormat, memory: u64, feed: F) -> Result<Self> {
-        let text = |delimiter, cut, feed| Self::Text(SplitReader::new(split, delimiter, cut, feed));
+    pub fn new(split: &pb::Split, format: InputFormat, memory: u64, feed: impl Feed + Send + 'static) -> Result<Self> {
+        let (mut split, mut feed): (_, BoxedFeed) = (split.clone(), Box::new(feed));
+        if let Some(kind) = format.compression(&split.path) {
+            feed = Box::new(Decompress::new(kind, split.path.as_str().into(), feed)?);
+            // The split is all of the file, however long its content is.
+            (split.offset, split.length) = (0, u64::MAX / 2);
+        }
+        let text = |delimiter, cut, feed| Self::Text(SplitReader::new(&split, delimiter, cut, feed));
         Ok(match format {
             InputFormat::Lines => text(Delimiter::Newline, Cut::Delimiter(Delimiter::Newline), feed),
             InputFormat::Words => text(Delimiter::WhiteSpace, Cut::Delimiter(Delimiter::WhiteSpace), feed),
             InputFormat::KeyValueText { separator } => text(Delimiter::Newline, Cut::KeyValueText(separator), feed),
-            InputFormat::Fixed(length) => Self::Fixed(FixedReader::new(split, length, feed)?),
-            InputFormat::WholeFile => Self::Whole(WholeReader { source: Source::of(split), memory, feed, done: false }),
-            InputFormat::Generated { .. } => Self::Numbers(NumberReader::new(split)),
+            InputFormat::Fixed(length) => Self::Fixed(FixedReader::new(&split, length, feed)?),
+            InputFormat::KeyValue => Self::Container(ContainerReader::new(&split, feed)),
+            InputFormat::WholeFile => {
+                Self::Whole(WholeReader { source: Source::of(&split), memory, feed, done: false })
+            }
+            InputFormat::Generated { .. } => Self::Numbers(NumberReader::new(&split)),
         })
     }
 
@@ -162,6 +190,7 @@ impl<F: Feed> BatchReader<F> {
         match self {
             Self::Text(reader) => reader.next(),
             Self::Fixed(reader) => reader.next(),
+            Self::Container(reader) => reader.next(),
             Self::Whole(reader) => reader.next(),
             Self::Numbers(reader) => Ok(reader.next()),
         }
@@ -314,17 +343,15 @@ impl NumberReader {
 mod tests {
     use super::*;
 
-    struct Pieces<'a> {
-        rest: &'a [u8],
+    struct Pieces {
+        rest: Bytes,
         step: usize,
     }
 
-    impl Feed for Pieces<'_> {
+    impl Feed for Pieces {
         fn next(&mut self) -> Result<Option<Bytes>> {
             let take = self.step.min(self.rest.len());
-            let (piece, rest) = self.rest.split_at(take);
-            self.rest = rest;
-            Ok((take > 0).then(|| Bytes::copy_from_slice(piece)))
+            Ok((take > 0).then(|| self.rest.split_to(take)))
         }
     }
 
@@ -333,7 +360,7 @@ mod tests {
     fn records(file: &[u8], from: u64, to: u64, format: InputFormat, step: usize) -> Result<Vec<Found>> {
         let split = pb::Split { path: "/f".into(), offset: from, length: to - from, ..Default::default() };
         let start = feed_start(&split, format).min(file.len() as u64);
-        let feed = Pieces { rest: &file[start as usize..], step };
+        let feed = Pieces { rest: Bytes::copy_from_slice(&file[start as usize..]), step };
         let mut reader = BatchReader::new(&split, format, 1_000, feed)?;
         let mut out = Vec::new();
         while let Some(batch) = reader.next()? {
@@ -378,5 +405,30 @@ mod tests {
             .flat_map(|batch| batch.records().map(|one| one.offset).collect::<Vec<_>>())
             .collect();
         assert_eq!(numbers, (5_000..14_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn compressed_files_are_read_to_their_end() {
+        let content: Vec<u8> = (0..5_000).flat_map(|i| format!("line {i}\n").into_bytes()).collect();
+        let kind = super::super::Compression::Gzip;
+        let mut gzip = super::super::compression::Compressor::new(kind).unwrap();
+        let mut file = gzip.write(&content).unwrap();
+        file.extend(gzip.finish().unwrap());
+        for (format, count) in
+            [(InputFormat::Lines, 5_000), (InputFormat::Words, 10_000), (InputFormat::Fixed(10), 4_889)]
+        {
+            let split = pb::Split { path: "/f.gz".into(), length: file.len() as u64, ..Default::default() };
+            assert_eq!((feed_start(&split, format), format.is_splittable("/f.gz")), (0, false));
+            let feed = Pieces { rest: file.clone().into(), step: 1_000 };
+            let mut reader = BatchReader::new(&split, format, 1_000, feed).unwrap();
+            let mut found = 0;
+            while let Some(batch) = reader.next().unwrap() {
+                for one in batch.records() {
+                    assert!(content[one.offset as usize..].starts_with(one.bytes));
+                    found += 1;
+                }
+            }
+            assert_eq!(found, count, "{format:?}");
+        }
     }
 }

@@ -15,6 +15,8 @@ use super::{Combiner, Grouping, decode_count};
 pub struct Merger {
     runs: Vec<Run>,
     losers: Vec<u32>,
+    /// Records passed.
+    passed: u64,
 }
 
 struct Run {
@@ -31,7 +33,7 @@ impl Merger {
                 runs.push(Run { reader, done: false });
             }
         }
-        let mut merger = Self { losers: vec![u32::MAX; runs.len().max(1)], runs };
+        let mut merger = Self { losers: vec![u32::MAX; runs.len().max(1)], runs, passed: 0 };
         merger.play_all();
         Ok(merger)
     }
@@ -88,6 +90,7 @@ impl Merger {
         let winner = self.losers[0];
         if let Some(run) = self.runs.get_mut(winner as usize) {
             run.done = !run.reader.advance()?;
+            self.passed += 1;
             self.replay(winner);
         }
         Ok(())
@@ -95,14 +98,16 @@ impl Merger {
 
     /// Calls `each` with every key and its values. Values not taken are skipped.
     pub fn groups(&mut self, each: impl FnMut(&[u8], &mut Values<'_>) -> Result<()>) -> Result<()> {
-        self.groups_by(&Grouping::WholeKey, each)
+        self.groups_by(&Grouping::WholeKey, each, |_, _| ())
     }
 
-    /// Calls `each` with every first key of a group and the values of that group. Values not taken are skipped.
+    /// Calls `each` with every first key of a group and the values of that group, then `ended` with that key and how many records the group had. Values
+    /// not taken are skipped.
     pub fn groups_by(
         &mut self,
         grouping: &Grouping,
         mut each: impl FnMut(&[u8], &mut Values<'_>) -> Result<()>,
+        mut ended: impl FnMut(&[u8], u64),
     ) -> Result<()> {
         let mut key = Vec::new();
         while let Some(record) = self.peek() {
@@ -110,6 +115,7 @@ impl Merger {
             key.extend_from_slice(record.key());
             let prefix = record.prefix();
             let group = grouping.of(&key);
+            let before = self.passed;
             let source = match grouping {
                 Grouping::WholeKey => ValueSource::Merge { merger: self, key: group, prefix, taken: false },
                 Grouping::Prefix(_) => ValueSource::Group { merger: self, group, grouping, taken: false },
@@ -117,6 +123,7 @@ impl Merger {
             let mut values = Values { source };
             each(&key, &mut values)?;
             while values.next()?.is_some() {}
+            ended(&key, self.passed - before);
         }
         Ok(())
     }

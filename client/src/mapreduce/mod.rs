@@ -17,6 +17,8 @@ pub mod builtin;
 pub mod collect;
 #[cfg(test)]
 mod collect_tests;
+mod compression;
+pub mod container;
 mod context;
 mod counters;
 pub mod distcp;
@@ -31,6 +33,7 @@ pub mod merge;
 pub mod order;
 pub mod output;
 mod partition;
+pub mod position;
 pub mod reduce;
 pub mod run;
 pub mod sort;
@@ -44,6 +47,7 @@ pub mod wordcount;
 pub use crate::job::{Jobs, Launcher, main, main_with};
 pub use cairn_proto::{Error, ErrorCode, Result};
 pub use collect::Collector;
+pub use compression::Compression;
 pub use context::{BlockingReader, BlockingWriter, TaskContext, TaskFiles, TaskInput, TaskKind};
 pub use counters::{Counters, USER_PREFIX, UserCounter, UserCounters};
 pub use format::{InputFormat, Layout, OutputFormat};
@@ -104,8 +108,9 @@ pub trait Mapper: Send {
 
     /// Takes a batch of whole records and returns how many they were. Worth writing by hand where a call per record costs too much.
     fn map_batch(&mut self, batch: &Batch, out: &mut Collector) -> Result<u64> {
-        let mut count = 0;
+        let (mut count, first) = (0, out.position().ordinal());
         for record in batch.records() {
+            out.position().at_record(record.offset, first + count);
             self.map(record, out).map_err(|error| at_record(error, batch, record.offset))?;
             count += 1;
         }
@@ -164,6 +169,8 @@ pub mod counter {
     pub const INPUT_BYTES: &str = "input.bytes";
     /// Records of the input.
     pub const RECORDS_IN: &str = "map.records_in";
+    /// Records of the input that were left out, because a mapper failed on them.
+    pub const RECORDS_SKIPPED: &str = "map.records_skipped";
     /// Records that mappers emitted.
     pub const RECORDS_MAP_OUT: &str = "map.records_out";
     /// Records left after combining: what the map outputs hold.
@@ -176,6 +183,8 @@ pub mod counter {
     pub const MAP_OUTPUT_BYTES: &str = "map.output_bytes";
     /// Bytes that reducers fetched, as stored.
     pub const SHUFFLED_BYTES: &str = "shuffle.bytes";
+    /// Records that reducers were given.
+    pub const REDUCE_RECORDS: &str = "reduce.records_in";
     /// Different keys that reducers saw.
     pub const REDUCE_GROUPS: &str = "reduce.groups";
     /// Records of the job's output.

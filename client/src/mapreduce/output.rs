@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn_proto::{Error, ErrorCode, Result};
 
+use super::compression::Compressor;
+use super::container::ContainerWriter;
 use super::counters::{Counters, UserCounters};
 use super::format::{Layout, OutputFormat, is_output_name};
 use super::{TaskKind, counter};
@@ -29,12 +31,13 @@ pub struct OutputNames {
     kind: TaskKind,
     index: u32,
     attempt: u32,
+    seed: u128,
 }
 
 impl OutputNames {
-    /// Of an attempt of a task.
-    pub fn new(kind: TaskKind, index: u32, attempt: u32) -> Self {
-        Self { kind, index, attempt }
+    /// Of an attempt of a task. `seed`: random, for what must differ from file to file.
+    pub fn new(kind: TaskKind, index: u32, attempt: u32, seed: u128) -> Self {
+        Self { kind, index, attempt, seed }
     }
 
     fn of_file(&self, name: &str, extension: &str) -> (String, String) {
@@ -71,6 +74,9 @@ pub struct Output {
 struct OutputFile {
     number: usize,
     layout: Layout,
+    /// Of [`Layout::KeyValue`].
+    container: Option<ContainerWriter>,
+    compressor: Option<Compressor>,
     buffer: Vec<u8>,
     written: WrittenFile,
 }
@@ -83,6 +89,10 @@ impl Output {
         names: OutputNames,
         user: UserCounters,
     ) -> Result<Self> {
+        if format.layout == Layout::KeyValue && format.compression.is_some() {
+            let text = "binary keys and values are compressed in themselves: they cannot have another compression";
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
         let main = OutputFile::open(&mut *sink, 0, MAIN, format, &names)?;
         Ok(Self { sink, names, user, main, others: Vec::new(), by_name: BTreeMap::new(), format })
     }
@@ -139,9 +149,8 @@ impl Output {
     /// Hands out the rest; returns the files with their counters.
     pub fn finish(mut self) -> Result<(Vec<WrittenFile>, Counters)> {
         let mut files = Vec::with_capacity(1 + self.others.len());
-        for mut file in std::iter::once(self.main).chain(self.others) {
-            file.flush(&mut *self.sink)?;
-            files.push(file.written);
+        for file in std::iter::once(self.main).chain(self.others) {
+            files.push(file.finish(&mut *self.sink)?);
         }
         let mut counters = Counters::default();
         counters.add(counter::RECORDS_OUT, files.iter().map(|file| file.records).sum());
@@ -184,16 +193,31 @@ impl OutputFile {
         let (attempt_name, final_name) = names.of_file(name, format.extension());
         sink.open(&attempt_name)?;
         let written = WrittenFile { attempt_name, final_name, records: 0, bytes: 0 };
-        Ok(Self { number, layout: format.layout, buffer: Vec::new(), written })
+        let mut buffer = Vec::new();
+        let mark = names.seed.wrapping_add(number as u128);
+        let container = (format.layout == Layout::KeyValue).then(|| ContainerWriter::new(mark, &mut buffer));
+        let compressor = format.compression.map(Compressor::new).transpose()?;
+        Ok(Self { number, layout: format.layout, container, compressor, buffer, written })
     }
 
     #[inline]
     fn emit(&mut self, key: &[u8], value: &[u8], sink: &mut dyn OutputSink) -> Result<()> {
-        self.buffer.extend_from_slice(key);
-        if let Layout::Text { separator } = self.layout {
-            self.buffer.push(separator);
+        match self.layout {
+            Layout::Text { separator } => {
+                self.buffer.extend_from_slice(key);
+                self.buffer.push(separator);
+            }
+            Layout::Raw => self.buffer.extend_from_slice(key),
+            Layout::KeyValue => return self.pack(key, value, sink),
         }
         self.line(value, sink)
+    }
+
+    fn pack(&mut self, key: &[u8], value: &[u8], sink: &mut dyn OutputSink) -> Result<()> {
+        if let Some(container) = &mut self.container {
+            container.push(key, value, &mut self.buffer)?;
+        }
+        self.record_ended(sink)
     }
 
     #[inline]
@@ -214,21 +238,54 @@ impl OutputFile {
 
     #[inline]
     fn line(&mut self, line: &[u8], sink: &mut dyn OutputSink) -> Result<()> {
-        self.buffer.extend_from_slice(line);
-        if matches!(self.layout, Layout::Text { .. }) {
-            self.buffer.push(b'\n');
+        match self.layout {
+            Layout::Text { .. } => {
+                self.buffer.extend_from_slice(line);
+                self.buffer.push(b'\n');
+            }
+            Layout::Raw => self.buffer.extend_from_slice(line),
+            Layout::KeyValue => return self.pack(&[], line, sink),
         }
+        self.record_ended(sink)
+    }
+
+    #[inline]
+    fn record_ended(&mut self, sink: &mut dyn OutputSink) -> Result<()> {
         self.written.records += 1;
         if self.buffer.len() >= PIECE_BYTES { self.flush(sink) } else { Ok(()) }
     }
 
     fn flush(&mut self, sink: &mut dyn OutputSink) -> Result<()> {
-        if self.buffer.is_empty() {
+        let piece = match &mut self.compressor {
+            None if self.buffer.is_empty() => return Ok(()),
+            None => std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES + 4096)),
+            Some(compressor) => {
+                let piece = compressor.write(&self.buffer)?;
+                self.buffer.clear();
+                piece
+            }
+        };
+        self.send(piece, sink)
+    }
+
+    fn send(&mut self, piece: Vec<u8>, sink: &mut dyn OutputSink) -> Result<()> {
+        if piece.is_empty() {
             return Ok(());
         }
-        self.written.bytes += self.buffer.len() as u64;
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES + 4096));
+        self.written.bytes += piece.len() as u64;
         sink.write(self.number, Bytes::from(piece))
+    }
+
+    fn finish(mut self, sink: &mut dyn OutputSink) -> Result<WrittenFile> {
+        if let Some(container) = &mut self.container {
+            container.end_chunk(&mut self.buffer);
+        }
+        self.flush(sink)?;
+        if let Some(compressor) = self.compressor.take() {
+            let rest = compressor.finish()?;
+            self.send(rest, sink)?;
+        }
+        Ok(self.written)
     }
 }
 
@@ -260,7 +317,7 @@ pub(crate) mod tests {
     }
 
     fn output(sink: &MemorySink, format: OutputFormat) -> Output {
-        let names = OutputNames::new(TaskKind::Reduce, 3, 1);
+        let names = OutputNames::new(TaskKind::Reduce, 3, 1, 7);
         Output::new(Box::new(sink.clone()), format, names, UserCounters::default()).unwrap()
     }
 
@@ -299,5 +356,53 @@ pub(crate) mod tests {
         ];
         assert_eq!(names, want);
         assert_eq!((0..3).map(|file| sink.bytes(file)).collect::<Vec<_>>(), [&b"kv"[..], b"onetwo2", b"ab"]);
+    }
+
+    #[test]
+    fn compressed_and_binary_outputs_read_back() {
+        use super::super::{Compression, InputFormat};
+        let formats = [
+            (OutputFormat::TEXT.compressed(Compression::Zstd), InputFormat::KeyValueText { separator: b'\t' }),
+            (OutputFormat::TEXT.compressed(Compression::Gzip), InputFormat::KeyValueText { separator: b'\t' }),
+            (OutputFormat::TEXT.compressed(Compression::Bzip2), InputFormat::KeyValueText { separator: b'\t' }),
+            (OutputFormat::KEY_VALUE, InputFormat::KeyValue),
+        ];
+        for (format, input) in formats {
+            let sink = MemorySink::default();
+            let mut out = output(&sink, format);
+            for i in 0..90_000u64 {
+                out.emit_count(format!("key {i}").as_bytes(), i).unwrap();
+            }
+            let (files, _) = out.finish().unwrap();
+            assert_eq!(files[0].final_name, format!("part-r-00003{}", format.extension()));
+            assert!(files[0].bytes < 600_000 && files[0].bytes == sink.bytes(0).len() as u64, "{files:?}");
+            let file = Bytes::from(sink.bytes(0));
+            let split = cairn_proto::pb::Split {
+                path: files[0].final_name.clone(),
+                length: file.len() as u64,
+                ..Default::default()
+            };
+            let mut reader = super::super::input::BatchReader::new(&split, input, 0, Once(Some(file))).unwrap();
+            let mut next = 0u64;
+            while let Some(batch) = reader.next().unwrap() {
+                for record in batch.records() {
+                    assert_eq!(record.key, format!("key {next}").as_bytes());
+                    assert_eq!(record.bytes, next.to_string().as_bytes());
+                    next += 1;
+                }
+            }
+            assert_eq!(next, 90_000);
+        }
+        let both = OutputFormat::KEY_VALUE.compressed(Compression::Gzip);
+        let names = OutputNames::default();
+        assert!(Output::new(Box::new(MemorySink::default()), both, names, UserCounters::default()).is_err());
+    }
+
+    struct Once(Option<Bytes>);
+
+    impl super::super::input::Feed for Once {
+        fn next(&mut self) -> Result<Option<Bytes>> {
+            Ok(self.0.take())
+        }
     }
 }

@@ -7,7 +7,7 @@ use cairn_common::durable::{Fs, OpenMode};
 use cairn_proto::mapoutput::PartitionEntry;
 use cairn_proto::{Error, Result};
 
-use super::merge::Merger;
+use super::merge::{Merger, Values};
 use super::output::WrittenFile;
 use super::run::{RunBytes, RunReader, RunWriter};
 use super::{Combine, Counters, Output, Program, Shares, TaskContext, counter, encode_count};
@@ -34,6 +34,8 @@ pub struct Reduced {
     pub files: Vec<WrittenFile>,
     /// Counters of the reducing side.
     pub counters: Counters,
+    /// The keys with the most records, and how many.
+    pub hot_keys: Vec<(Vec<u8>, u64)>,
 }
 
 /// Reduces one partition.
@@ -62,16 +64,46 @@ pub fn run(
         runs.push(open_file(&path, scratch, Some(&entry))?);
     }
     let mut reducer = program.reducer(task)?;
-    let mut groups = 0;
-    Merger::new(runs)?.groups_by(&program.grouping(), |key, values| {
+    let (mut groups, mut records, mut hot) = (0, 0, HotKeys::default());
+    let reduce = |key: &[u8], values: &mut Values<'_>| reducer.reduce(key, values, &mut out);
+    Merger::new(runs)?.groups_by(&program.grouping(), reduce, |key, count| {
         groups += 1;
-        reducer.reduce(key, values, &mut out)
+        records += count;
+        hot.add(key, count);
     })?;
     reducer.finish(&mut out)?;
     let (files, written) = out.finish()?;
     counters.merge(&written);
     counters.add(counter::REDUCE_GROUPS, groups);
-    Ok(Reduced { files, counters })
+    counters.add(counter::REDUCE_RECORDS, records);
+    Ok(Reduced { files, counters, hot_keys: hot.keys })
+}
+
+/// The keys with the most records. They come one after the other, so their counts are exact.
+#[derive(Default)]
+struct HotKeys {
+    /// The most first.
+    keys: Vec<(Vec<u8>, u64)>,
+}
+
+impl HotKeys {
+    const KEPT: usize = 5;
+    const KEY_BYTES: usize = 100;
+
+    #[inline]
+    fn add(&mut self, key: &[u8], records: u64) {
+        let least = self.keys.last().map_or(0, |(_, records)| *records);
+        if self.keys.len() < Self::KEPT || records > least {
+            self.insert(key, records);
+        }
+    }
+
+    #[cold]
+    fn insert(&mut self, key: &[u8], records: u64) {
+        self.keys.truncate(Self::KEPT - 1);
+        let at = self.keys.partition_point(|(_, more)| *more >= records);
+        self.keys.insert(at, (key[..key.len().min(Self::KEY_BYTES)].to_vec(), records));
+    }
 }
 
 fn open(segment: Segment, scratch: &Scratch) -> Result<RunReader> {

@@ -17,6 +17,37 @@ use super::{decode_varint, encode_count, key_prefix};
 /// Compression of runs: they are read once, soon, so speed counts more than size.
 const RUN_ZSTD_LEVEL: i32 = 1;
 const WRITE_BYTES: usize = 512 << 10;
+/// A chunk that shrinks by less than one part in so many was not worth the time.
+const WORTH_DIVISOR: usize = 10;
+/// Most chunks that are stored as they are before compression is tried again.
+const MAX_UNTRIED: u32 = 64;
+
+/// Tries compression where it has paid lately: records of random bytes would cost a core and gain nothing.
+#[derive(Default)]
+struct Worth {
+    /// Chunks still to be stored untried.
+    untried: u32,
+    /// How many there are after the next failure.
+    pause: u32,
+}
+
+impl Worth {
+    /// Is the next chunk to be compressed?
+    fn try_next(&mut self) -> bool {
+        let due = self.untried == 0;
+        self.untried = self.untried.saturating_sub(1);
+        due
+    }
+
+    fn learn(&mut self, raw: usize, packed: usize) {
+        if packed + raw / WORTH_DIVISOR <= raw {
+            self.pause = 0;
+        } else {
+            self.pause = (self.pause * 2).clamp(1, MAX_UNTRIED);
+            self.untried = self.pause;
+        }
+    }
+}
 
 /// Writes one file of sorted partitions.
 pub struct RunWriter {
@@ -30,6 +61,7 @@ pub struct RunWriter {
     raw: Vec<u8>,
     packed: Vec<u8>,
     compressor: zstd::bulk::Compressor<'static>,
+    worth: Worth,
     entries: Vec<PartitionEntry>,
     current: PartitionEntry,
 }
@@ -48,6 +80,7 @@ impl RunWriter {
             raw: Vec::with_capacity(CHUNK_RAW_BYTES + 1024),
             packed: Vec::new(),
             compressor,
+            worth: Worth::default(),
             entries: Vec::new(),
             current: PartitionEntry::default(),
         })
@@ -74,11 +107,7 @@ impl RunWriter {
         if self.raw.is_empty() {
             return Ok(());
         }
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
-        let packed = self.compressor.compress_to_buffer(&self.raw, &mut self.packed);
-        let packed = packed.map_err(|error| failed("compress", &self.path, &error))?;
-        let compressed = packed < self.raw.len();
+        let compressed = self.worth.try_next() && self.compress()?;
         let stored = if compressed { &self.packed } else { &self.raw };
         self.ahead.extend_from_slice(&ChunkHeader::encode(compressed, self.raw.len(), stored));
         self.ahead.extend_from_slice(stored);
@@ -89,6 +118,16 @@ impl RunWriter {
             self.write_ahead()?;
         }
         Ok(())
+    }
+
+    /// Compresses the chunk; false if it is better stored as it is.
+    fn compress(&mut self) -> Result<bool> {
+        self.packed.clear();
+        self.packed.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
+        let packed = self.compressor.compress_to_buffer(&self.raw, &mut self.packed);
+        let packed = packed.map_err(|error| failed("compress", &self.path, &error))?;
+        self.worth.learn(self.raw.len(), packed);
+        Ok(packed < self.raw.len())
     }
 
     fn write_ahead(&mut self) -> Result<()> {
@@ -210,7 +249,7 @@ thread_local! {
     static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn decompress(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
+pub(super) fn decompress(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
     let result = DECODER.with_borrow_mut(|slot| {
         let decoder = match slot {
             Some(decoder) => decoder,
@@ -385,6 +424,22 @@ mod tests {
             SystemFs.open(&cut, OpenMode::Create).unwrap().write_all_at(&bytes, 0).unwrap();
             assert_eq!(read(&cut).unwrap_err().code(), ErrorCode::Corrupt, "cut at {keep}");
         }
+    }
+
+    #[test]
+    fn compression_is_given_up_where_it_gains_nothing_and_taken_up_again() {
+        let mut worth = Worth::default();
+        let mut tried = Vec::new();
+        for chunk in 0..1_000u32 {
+            if worth.try_next() {
+                tried.push(chunk);
+                // Random bytes up to a point, text behind it.
+                worth.learn(1_000, if chunk < 300 { 990 } else { 300 });
+            }
+        }
+        assert_eq!(tried[..9], [0, 2, 5, 10, 19, 36, 69, 134, 199]);
+        let taken_up = tried.iter().position(|chunk| *chunk >= 300).unwrap();
+        assert!(tried[taken_up] < 300 + MAX_UNTRIED + 1 && tried[taken_up..].len() as u32 == 1_000 - tried[taken_up]);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cairn_common::durable::Fs;
+use cairn_common::durable::{Fs, read_all};
 use cairn_proto::pb::task_event::Event as What;
 use cairn_proto::pb::worker_report::Report;
-use cairn_proto::{Error, ErrorCode, Result, pb};
+use cairn_proto::{Error, ErrorCode, Result, pb, position};
 
 use super::cgroup::Group;
 use super::job::{Doom, Running, describe};
@@ -129,7 +129,15 @@ impl Owner {
                 None if ran_out => self.over_limit(&worker.job_id, &named, running.peak),
                 None => fault(format!("the worker of {named} on {} {how}", self.name.host)),
             };
+            let position = if killed { None } else { self.position(&running.work_dir).await };
+            let error = match &position {
+                Some(at) => {
+                    Error::new(error.code(), format!("{}; it was at {}", error.message(), position::describe(at)))
+                }
+                None => error,
+            };
             let failure = pb::TaskFailure {
+                position,
                 error: Some(error.to_wire()),
                 stderr_tail: tail,
                 lost: Vec::new(),
@@ -141,6 +149,13 @@ impl Owner {
             self.finish(&worker.job_id, running, What::Failure(failure)).await;
         }
         self.remove_if_over(&worker.job_id).await;
+    }
+
+    /// Where in its input a map was when its worker died; a reduce leaves no such note.
+    async fn position(&self, work_dir: &Path) -> Option<pb::RecordPosition> {
+        let (fs, path) = (Arc::clone(&self.env.fs), work_dir.join(position::FILE_NAME));
+        let read = self.env.work.io(move || read_all(&*fs, &path, position::FILE_BYTES as u64)).await;
+        position::decode(&read.ok()?)
     }
 
     fn over_limit(&self, job_id: &str, task: &str, used: u64) -> Error {

@@ -140,6 +140,12 @@ impl Scheduler {
             self.output_lost(lost.map_index, lost.attempt, &error, now_ms);
         }
         if blamed {
+            let may_skip = self.rules.may_skip;
+            if let Some(task) = self.task(id)
+                && task.poison.died(failure.position.as_ref(), may_skip)
+            {
+                task.failures = 0;
+            }
             self.count_failure(node, id, error, &failure.stderr_tail, now_ms);
         }
         blamed

@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cairn_proto::pb::{self, TaskKind};
 use cairn_proto::{Error, ErrorCode};
 
+use super::poison::Poison;
 use super::report::Locality;
 use super::spec::MAX_ATTEMPTS;
 use super::splits::PlannedSplit;
@@ -95,6 +96,7 @@ struct Task {
     failures: u32,
     losses: u32,
     failed_on: BTreeSet<String>,
+    poison: Poison,
 }
 
 /// An attempt that the driver is to start.
@@ -143,6 +145,8 @@ pub struct Rules {
     pub max_attempts: u32,
     /// Second attempts of tasks that lag.
     pub speculative: bool,
+    /// Records that a map may leave out because its workers die on them.
+    pub may_skip: u64,
     /// Number of the first attempt of each task that this driver starts; lower ones are of drivers before it.
     pub first_attempt: u32,
 }
@@ -151,7 +155,7 @@ impl Rules {
     /// The usual ones.
     pub fn new(job_id: &str, reduces: u32) -> Self {
         let job_id = job_id.to_owned();
-        Self { job_id, reduces, max_attempts: MAX_ATTEMPTS, speculative: true, first_attempt: 0 }
+        Self { job_id, reduces, max_attempts: MAX_ATTEMPTS, speculative: true, may_skip: 0, first_attempt: 0 }
     }
 }
 
@@ -182,7 +186,8 @@ pub struct Scheduler {
 impl Task {
     fn new(split: Option<PlannedSplit>, first_attempt: u32) -> Self {
         let (failures, losses, failed_on) = (0, 0, BTreeSet::new());
-        Self { state: State::Waiting, split, next_attempt: first_attempt, failures, losses, failed_on }
+        let poison = Poison::default();
+        Self { state: State::Waiting, split, next_attempt: first_attempt, failures, losses, failed_on, poison }
     }
 
     fn attempt(&self) -> Option<&Attempt> {
@@ -302,6 +307,11 @@ impl Scheduler {
             };
             Some((name, task.attempt()?, task.split.as_ref(), success))
         })
+    }
+
+    /// Records that the next attempt of a map is to leave out.
+    pub fn condemned(&self, index: u32) -> &[u64] {
+        self.maps.get(index as usize).map_or(&[], |task| task.poison.condemned())
     }
 
     /// The split of a map.

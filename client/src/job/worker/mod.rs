@@ -15,6 +15,7 @@ mod cache;
 mod map;
 mod output;
 mod program;
+mod records;
 mod reduce;
 mod shuffle;
 
@@ -295,6 +296,8 @@ struct Task {
     map_output: PathBuf,
     progress: Arc<Progress>,
     user: UserCounters,
+    /// Records that killed earlier attempts.
+    skip_records: Vec<u64>,
 }
 
 /// What a task that ended badly reports.
@@ -360,6 +363,7 @@ async fn run(
         map_output: PathBuf::from(order.map_output),
         progress,
         user,
+        skip_records: spec.skip_records,
     };
     match spec.work {
         Some(Work::Map(map)) => Ok(map::run(&context, task, map.split.unwrap_or_default()).await?),

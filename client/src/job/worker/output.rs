@@ -57,7 +57,9 @@ impl Context {
         let mut files = Files { fs, folder, options, writers: Vec::new() };
         let (sender, mut pieces) = mpsc::channel(PIECES);
         let kind = if id.kind() == pb::TaskKind::Reduce { TaskKind::Reduce } else { TaskKind::Map };
-        let names = OutputNames::new(kind, id.index, id.attempt);
+        let mut seed = [0; 16];
+        self.env.entropy.fill(&mut seed);
+        let names = OutputNames::new(kind, id.index, id.attempt, u128::from_le_bytes(seed));
         let (format, user) = (program.output(), user.clone());
         let computed = self.env.work.io(move || {
             let sink = Box::new(Sink { pieces: sender });

@@ -22,5 +22,7 @@ pub async fn run(context: &Context, task: Task, inputs: Vec<pb::MapOutputLocatio
     counters.add(counter::SHUFFLED_BYTES, fetched.bytes);
     counters.add(counter::SPILLED_BYTES, fetched.on_disk);
     counters.merge(&user.all());
-    Ok(success(&counters, Vec::new(), done.files))
+    let hot_key = |(key, records): (Vec<u8>, u64)| pb::HotKey { key: key.into(), records };
+    let hot_keys = done.hot_keys.into_iter().map(hot_key).collect();
+    Ok(pb::TaskSuccess { hot_keys, ..success(&counters, Vec::new(), done.files) })
 }
