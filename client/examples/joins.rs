@@ -1,7 +1,8 @@
 //! Three ways to join orders (`customer TAB order`) with customers (`customer TAB name`); each writes `customer TAB name TAB order`.
 //!
 //! * `reduce`: any two inputs; both go through the shuffle.
-//! * `broadcast`: the customers fit in memory; every map has them as a cache file, nothing is shuffled.
+//! * `broadcast`: the customers fit in memory; every map has them as a cache file, nothing is shuffled. Orders without a
+//!   customer go to an output of their own.
 //! * `merge`: both are sorted by customer and lie in equally many parts cut at the same customers, as jobs leave them; maps read both in step.
 //!
 //! ```text
@@ -109,9 +110,10 @@ impl Map for LookUp {
         let (customer, order) = split(line.text()?)?;
         match self.names.get(customer) {
             Some(name) => out.line(format!("{customer}\t{name}\t{order}").as_bytes()),
+            // They are an output of their own: unmatched-m-00000 and so on.
             None => {
                 out.count("orders without a customer", 1);
-                Ok(())
+                out.named("unmatched")?.line(line.bytes)
             }
         }
     }
