@@ -24,6 +24,7 @@
 pub mod builtin;
 mod commit;
 mod contact;
+mod content;
 mod control;
 mod driver;
 mod events;

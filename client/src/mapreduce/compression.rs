@@ -56,6 +56,8 @@ pub struct Decompress {
     decoder: Decoder,
     /// Bytes of content so far.
     content: u64,
+    /// Comes after what was decompressed before it.
+    error: Option<Error>,
 }
 
 enum Decoder {
@@ -94,7 +96,7 @@ impl Decompress {
                 Decoder::Zstd(Box::new(decoder.map_err(|error| Error::io("cannot start decompressing", &error))?))
             }
         };
-        Ok(Self { kind, path, decoder, content: 0 })
+        Ok(Self { kind, path, decoder, content: 0, error: None })
     }
 
     fn failed(&self, error: io::Error) -> Error {
@@ -118,6 +120,9 @@ impl Decompress {
 
 impl Feed for Decompress {
     fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
         let mut piece = BytesMut::zeroed(PIECE_BYTES);
         let mut filled = 0;
         while filled < piece.len() {
@@ -125,7 +130,16 @@ impl Feed for Decompress {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => {
+                    self.content += filled as u64;
+                    let error = self.failed(error);
+                    if filled == 0 {
+                        return Err(error);
+                    }
+                    self.error = Some(error);
+                    piece.truncate(filled);
+                    return Ok(Some(piece.freeze()));
+                }
             }
         }
         self.content += filled as u64;

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::Record;
-use super::compression::Decompress;
+pub use super::compression::Decompress;
 use super::container::{self, ContainerReader};
 use super::format::InputFormat;
 use super::text::{Delimiter, SplitReader};

@@ -6,12 +6,13 @@ use cairn_proto::{Error, ErrorCode, Result};
 
 use super::total_bytes;
 use crate::fs::{FileStatus, FileSystem};
+use crate::job::content;
 use crate::job::spec::JobSpec;
 use crate::job::splits::input_files;
 use crate::mapreduce::fields::Separator;
 use crate::mapreduce::join::{JoinType, memory_for, property};
 use crate::mapreduce::table::hash_key;
-use crate::mapreduce::{Shares, partition_of};
+use crate::mapreduce::{Compression, Shares, partition_of};
 
 /// How rows with equal keys are brought together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +89,15 @@ fn maps_only(mut spec: JobSpec, kind: &str) -> Result<JobSpec> {
     Ok(spec.with(property::KIND, kind))
 }
 
+/// Files that maps read by themselves, as a property.
 fn paths(files: &[FileStatus]) -> Result<String> {
+    if let Some(file) = files.iter().find(|file| Compression::of(&file.path).is_some()) {
+        let text = format!(
+            "{}: a compressed file can be joined by --kind reduce, or be the large side of --kind broadcast",
+            file.path
+        );
+        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(file.path.clone()));
+    }
     if let Some(file) = files.iter().find(|file| file.path.contains('\n')) {
         let text = format!("{:?}: this kind of join takes no names with line feeds; use --kind reduce", file.path);
         return Err(Error::new(ErrorCode::InvalidArgument, text));
@@ -105,14 +114,13 @@ async fn fields(fs: &FileSystem, files: &[FileStatus], separator: &Separator) ->
 }
 
 async fn first_line(fs: &FileSystem, file: &FileStatus) -> Result<Bytes> {
-    let reader = fs.open(&file.path).await?;
     let mut length = EDGE_BYTES;
     loop {
-        let bytes = reader.read_range(0, length.min(reader.length())).await?;
+        let bytes = content::start_of(fs, file, length).await?;
         if let Some(at) = memchr::memchr(b'\n', &bytes) {
             return Ok(bytes.slice(..at));
         }
-        if length >= reader.length() || length > MAX_RECORD_BYTES as u64 {
+        if length >= file.length || length > MAX_RECORD_BYTES as u64 {
             return Ok(bytes);
         }
         length *= 16;
@@ -155,6 +163,7 @@ async fn broadcast(
         }
         _ => (right, left, "right"),
     };
+    let small_paths = paths(small)?;
     let bytes = total_bytes(small);
     let mut rows = 0;
     if let Some(file) = small.iter().find(|file| file.length > 0) {
@@ -172,7 +181,7 @@ async fn broadcast(
         return Err(Error::new(ErrorCode::InvalidArgument, text));
     }
     spec.inputs = large.iter().map(|file| file.path.clone()).collect();
-    Ok(spec.with(property::SMALL_SIDE, side).with(property::SMALL_PATHS, &paths(small)?))
+    Ok(spec.with(property::SMALL_SIDE, side).with(property::SMALL_PATHS, &small_paths))
 }
 
 /// First and last key of a part.
@@ -199,6 +208,7 @@ async fn merge(
         );
         return Err(Error::new(ErrorCode::InvalidArgument, text));
     }
+    let (left_parts, right_parts) = (paths(left)?, paths(right)?);
     let left_spans = spans(fs, left, options.left_key, separator).await?;
     let right_spans = spans(fs, right, options.right_key, separator).await?;
     let hashed = match apart(&left_spans, &right_spans) {
@@ -208,8 +218,8 @@ async fn merge(
     };
     spec.inputs.clear();
     Ok(spec
-        .with(property::LEFT_PARTS, &paths(left)?)
-        .with(property::RIGHT_PARTS, &paths(right)?)
+        .with(property::LEFT_PARTS, &left_parts)
+        .with(property::RIGHT_PARTS, &right_parts)
         .with(property::HASHED_PARTS, &hashed.to_string()))
 }
 

@@ -6,7 +6,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::total_bytes;
 use crate::fs::{FileStatus, FileSystem};
-use crate::mapreduce::KeyRanges;
+use crate::job::content;
+use crate::mapreduce::{Compression, KeyRanges};
 
 /// Bytes looked at in one place; a place costs the reading of one frame.
 const PLACE_BYTES: u64 = 64 << 10;
@@ -51,8 +52,13 @@ pub async fn ranges(
     let places = places(files, ranges, records);
     let keys_per_place = (KEYS_PER_RANGE * ranges as usize).min(MAX_KEYS).div_ceil(places.len().max(1));
     let reads = places.into_iter().map(|place| async move {
-        let reader = fs.open(&place.file.path).await?;
-        let bytes = reader.read_range(place.from, place.to - place.from).await?;
+        let bytes = if Compression::of(&place.file.path).is_some() {
+            // It cannot be read from the middle: its start stands for all of it.
+            content::start_of(fs, place.file, PLACE_BYTES).await?
+        } else {
+            let reader = fs.open(&place.file.path).await?;
+            reader.read_range(place.from, place.to - place.from).await?
+        };
         Result::<(Place<'_>, Bytes)>::Ok((place, bytes))
     });
     let mut reads = futures_util::stream::iter(reads).buffer_unordered(AT_ONCE);
