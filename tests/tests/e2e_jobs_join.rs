@@ -150,6 +150,32 @@ fn a_key_with_more_rows_than_memory_goes_through_the_disk() {
 }
 
 #[test]
+fn compressed_sides_are_joined_too() {
+    let cluster = Cluster::small();
+    let (lefts, rights) = sides(500, 200);
+    let gzip = |name: &str, rows: &[String]| {
+        let local = cluster.local_file(name, &text(rows));
+        assert!(std::process::Command::new("gzip").arg(&local).status().unwrap().success());
+        cluster.cairn(&["put", &format!("{local}.gz"), &format!("/{name}.gz")]).ok();
+    };
+    gzip("left", &lefts);
+    gzip("right", &rights);
+    for kind in ["reduce", "broadcast"] {
+        let output = format!("/{kind}");
+        let args =
+            ["job", "join", "--kind", kind, "--type", "left", "--left", "/left.gz", "--right", "/right.gz", &output];
+        cluster.cairn(&[&args, &COMMON[..]].concat()).ok();
+        assert!(rows(&cluster, &format!("{output}/part-*")) == joined("left", &lefts, &rights), "{kind}");
+    }
+    let args = ["job", "join", "--kind", "map", "--left", "/left.gz", "--right", "/right.gz", "/out"];
+    cluster.cairn(&args).fails_naming(1, &["/left.gz", "compressed", "--kind reduce"]);
+    cluster.cairn(&["job", "sort", "--reducers", "3", "/left.gz", "/sorted"]).ok();
+    let mut sorted = lefts;
+    sorted.sort();
+    assert!(cluster.cat("/sorted/part-r-*") == text(&sorted));
+}
+
+#[test]
 fn what_a_kind_asks_for_is_checked_before_the_start() {
     let cluster = Cluster::small();
     cluster.put("/large", &b"k,some text that is not short\n".repeat(2_000_000), &[]);

@@ -136,10 +136,11 @@ fn generated_records_are_sorted_and_their_sum_is_the_known_one() {
 
 #[test]
 fn a_sort_far_larger_than_its_tasks_memory_stays_within_it() {
-    let (records, bytes, memory) = if large() { ("100m", 10_000_000_000, 256) } else { ("1m", 100_000_000u64, 64) };
+    let (records, bytes, memory) = if large() { ("100m", 10_000_000_000, 256) } else { ("1m", 100_000_000u64, 96) };
     let block = if large() { 128 << 20 } else { 48 << 20 };
     let cluster = Cluster::start(ClusterOptions::new(3, 2).core("default_block_size", block));
-    cluster.json(&["job", "teragen", "--replication", "1", records, "/gen"]);
+    let maps = if large() { "12" } else { "2" };
+    cluster.json(&["job", "teragen", "--maps", maps, "--replication", "1", records, "/gen"]);
     let task_memory = format!("{memory}m");
     let flags = ["--reducers", "2", "--replication", "1", "--task-memory", &task_memory];
     let report = cluster.json(&[&["job", "terasort"], &flags[..], &["/gen", "/sorted"]].concat());

@@ -245,6 +245,17 @@ fn what_commands_do_wrong_is_told_with_task_node_and_last_words() {
         assert!(line.contains("on dn"), "{line} names the node");
         cluster.cairn(&["stat", &output]).fails(1);
     }
+    // One that never ends is stopped when it has made no progress for long enough; one that reports lives on.
+    let hung = |script: &str, output: &str| {
+        let flags = ["-D", "mapreduce.task.timeout=2000", "-D", "mapreduce.map.maxattempts=1", "--reducer", "NONE"];
+        let mapper = ["--mapper", script];
+        cluster.cairn(&[&["job", "streaming", "--input", "/text", "--output", output], &mapper[..], &flags].concat())
+    };
+    hung("sleep 1000", "/hung").fails_naming(1, &["map 0", "no progress", "limit is 2 s"]);
+    let reports =
+        "sh -c 'cat >/dev/null; for i in 1 2 3 4 5 6 7 8; do sleep 0.6; echo reporter:counter:a,b,1 >&2; done'";
+    hung(reports, "/reports").ok();
+    cluster.cairn(&["rm", "-r", "--skip-trash", "/reports"]).ok();
     let loud = "sh -c 'echo first words >&2; echo last words >&2; exit 7'";
     let run = cluster.cairn(&["job", "streaming", "--input", "/text", "--output", "/loud", "--mapper", loud]);
     assert!(String::from_utf8_lossy(&run.stdout).contains("last words"), "the task's last lines are shown");

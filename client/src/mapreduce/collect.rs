@@ -351,7 +351,7 @@ impl Collector {
         for partition in 0..self.partitions as usize {
             let readers = files.iter().filter_map(|(path, file, index)| {
                 let entry = index.get(partition)?;
-                Some(RunReader::new(RunBytes::partition(Arc::clone(file), path, entry)))
+                Some(RunReader::new(RunBytes::partition(Arc::clone(file), path, entry)).watched(&self.user))
             });
             let mut merger = Merger::new(readers.collect())?;
             let mut push = |key: &[u8], value: &[u8]| {

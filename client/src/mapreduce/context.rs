@@ -113,6 +113,12 @@ impl TaskContext {
         self.user_counters.counter(name)
     }
 
+    /// Tells that the task lives. Reading input and writing output do so by themselves; a program that computes for minutes between them must, or it
+    /// is stopped when its job's time-out is over.
+    pub fn progressed(&self) {
+        self.user_counters.progressed();
+    }
+
     /// Says in words what the task is about; shown beside its progress.
     pub fn set_status(&self, status: &str) {
         self.user_counters.set_status(status);

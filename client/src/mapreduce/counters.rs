@@ -83,6 +83,7 @@ impl UserCounter {
 #[derive(Clone, Debug, Default)]
 pub struct UserCounters {
     inner: Arc<Mutex<Inner>>,
+    beats: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +99,7 @@ impl UserCounters {
 
     /// Adds to the counter of that name.
     pub fn count(&self, name: &str, by: u64) {
+        self.progressed();
         let mut inner = self.lock();
         match inner.counters.get(name) {
             Some(counter) => counter.add(by),
@@ -114,8 +116,18 @@ impl UserCounters {
         }
     }
 
+    /// Tells that the task lives: one that does not for its job's time-out is stopped. Counting by name and a new status tell it too.
+    pub fn progressed(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
     /// Says in words what the task is about.
     pub fn set_status(&self, status: &str) {
+        self.progressed();
         cut(status, MAX_STATUS_BYTES).clone_into(&mut self.lock().status);
     }
 

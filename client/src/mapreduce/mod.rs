@@ -17,7 +17,7 @@ pub mod builtin;
 pub mod collect;
 #[cfg(test)]
 mod collect_tests;
-mod compression;
+pub(crate) mod compression;
 pub mod container;
 mod context;
 mod counters;

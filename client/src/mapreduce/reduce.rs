@@ -50,7 +50,7 @@ pub fn run(
     let mut counters = Counters::default();
     let mut runs = Vec::with_capacity(segments.len());
     for segment in segments {
-        runs.push(open(segment, scratch)?);
+        runs.push(open(segment, scratch)?.watched(&task.user_counters));
     }
     let mut pass = 0;
     while runs.len() > shares.merge_ways {
@@ -61,7 +61,7 @@ pub fn run(
         let (entry, path) = merge_to_disk(program, some, pass, scratch)?;
         counters.add(counter::SPILLS, 1);
         counters.add(counter::SPILLED_BYTES, entry.stored);
-        runs.push(open_file(&path, scratch, Some(&entry))?);
+        runs.push(open_file(&path, scratch, Some(&entry))?.watched(&task.user_counters));
     }
     let mut reducer = program.reducer(task)?;
     let (mut groups, mut records, mut hot) = (0, 0, HotKeys::default());

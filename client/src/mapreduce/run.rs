@@ -12,7 +12,7 @@ use cairn_proto::mapoutput::{
 };
 use cairn_proto::{Error, ErrorCode, Result};
 
-use super::{decode_varint, encode_count, key_prefix};
+use super::{UserCounters, decode_varint, encode_count, key_prefix};
 
 /// Compression of runs: they are read once, soon, so speed counts more than size.
 const RUN_ZSTD_LEVEL: i32 = 1;
@@ -269,6 +269,8 @@ pub(super) fn decompress(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Re
 /// Reads the records of one run, one chunk in memory at a time.
 pub struct RunReader {
     source: RunBytes,
+    /// Is told of every chunk.
+    watcher: Option<UserCounters>,
     raw: Vec<u8>,
     packed: Vec<u8>,
     /// Where the record after the current one starts in `raw`.
@@ -281,7 +283,14 @@ pub struct RunReader {
 impl RunReader {
     /// Starts before the first record.
     pub fn new(source: RunBytes) -> Self {
-        Self { source, raw: Vec::new(), packed: Vec::new(), next: 0, key: 0..0, value: 0..0, prefix: 0 }
+        Self { source, watcher: None, raw: Vec::new(), packed: Vec::new(), next: 0, key: 0..0, value: 0..0, prefix: 0 }
+    }
+
+    /// Tells `user` that the task lives, whenever a chunk is read.
+    #[must_use]
+    pub fn watched(mut self, user: &UserCounters) -> Self {
+        self.watcher = Some(user.clone());
+        self
     }
 
     /// Moves to the next record; false at the end.
@@ -312,6 +321,9 @@ impl RunReader {
     fn next_chunk(&mut self) -> Result<bool> {
         if self.source.remaining() == 0 {
             return Ok(false);
+        }
+        if let Some(user) = &self.watcher {
+            user.progressed();
         }
         let mut header = [0; CHUNK_HEADER_BYTES];
         self.source.take(&mut header)?;

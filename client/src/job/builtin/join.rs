@@ -91,13 +91,6 @@ fn maps_only(mut spec: JobSpec, kind: &str) -> Result<JobSpec> {
 
 /// Files that maps read by themselves, as a property.
 fn paths(files: &[FileStatus]) -> Result<String> {
-    if let Some(file) = files.iter().find(|file| Compression::of(&file.path).is_some()) {
-        let text = format!(
-            "{}: a compressed file can be joined by --kind reduce, or be the large side of --kind broadcast",
-            file.path
-        );
-        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(file.path.clone()));
-    }
     if let Some(file) = files.iter().find(|file| file.path.contains('\n')) {
         let text = format!("{:?}: this kind of join takes no names with line feeds; use --kind reduce", file.path);
         return Err(Error::new(ErrorCode::InvalidArgument, text));
@@ -207,6 +200,13 @@ async fn merge(
             right.len()
         );
         return Err(Error::new(ErrorCode::InvalidArgument, text));
+    }
+    if let Some(file) = left.iter().chain(right).find(|file| Compression::of(&file.path).is_some()) {
+        let text = format!(
+            "{} is compressed: the order of its rows cannot be checked before the start; use --kind reduce",
+            file.path
+        );
+        return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(file.path.clone()));
     }
     let (left_parts, right_parts) = (paths(left)?, paths(right)?);
     let left_spans = spans(fs, left, options.left_key, separator).await?;

@@ -49,7 +49,9 @@ pub async fn ranges(
     if ranges < 2 {
         return Ok(KeyRanges::default());
     }
-    let places = places(files, ranges, records);
+    let mut places = places(files, ranges, records);
+    // All places of a compressed file are its start.
+    places.dedup_by(|a, b| std::ptr::eq(a.file, b.file) && Compression::of(&a.file.path).is_some());
     let keys_per_place = (KEYS_PER_RANGE * ranges as usize).min(MAX_KEYS).div_ceil(places.len().max(1));
     let reads = places.into_iter().map(|place| async move {
         let bytes = if Compression::of(&place.file.path).is_some() {

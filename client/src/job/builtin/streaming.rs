@@ -6,7 +6,7 @@ use cairn_proto::{Error, ErrorCode, Result};
 
 use crate::fs::FileSystem;
 use crate::job::ship::CacheFile;
-use crate::job::spec::JobSpec;
+use crate::job::spec::{DEFAULT_TASK_TIMEOUT_MS, JobSpec, MAX_ATTEMPTS};
 use crate::mapreduce::streaming::property;
 
 /// What a streaming job is made of.
@@ -30,7 +30,7 @@ const HADOOPS_PARTITIONERS: [&str; 2] = [
 ];
 
 /// A streaming job on the inputs of `base`. Of the properties, those that Hadoop has for what a specification says (its name, reducers, memory,
-/// replication, split size) set that, unless `base` does.
+/// replication, split size, time-out, attempts) set that, unless `base` does.
 pub fn streaming(mut base: JobSpec, options: &StreamingOptions) -> Result<JobSpec> {
     base.kind = "streaming".into();
     for (name, value) in &options.properties {
@@ -101,6 +101,13 @@ fn apply(spec: &mut JobSpec, name: &str, value: &str) -> Result<()> {
         "mapreduce.input.fileinputformat.split.maxsize" | "mapred.max.split.size" if spec.split_bytes == 0 => {
             spec.split_bytes = number()?;
         }
+        "mapreduce.task.timeout" | "mapred.task.timeout" if spec.task_timeout_ms == DEFAULT_TASK_TIMEOUT_MS => {
+            spec.task_timeout_ms = number()?;
+        }
+        "mapreduce.map.maxattempts" | "mapreduce.reduce.maxattempts" if spec.max_attempts == MAX_ATTEMPTS => {
+            spec.max_attempts = u32::try_from(number()?).unwrap_or(u32::MAX);
+        }
+        "mapreduce.map.speculative" | "mapreduce.reduce.speculative" if value == "false" => spec.speculative = false,
         "dfs.replication" if spec.output_replication == 0 => {
             spec.output_replication = u32::try_from(number()?).unwrap_or(u32::MAX);
         }
@@ -140,6 +147,8 @@ mod tests {
             ("mapreduce.job.reduces", "7"),
             ("mapreduce.map.memory.mb", "512"),
             ("dfs.replication", "2"),
+            ("mapreduce.task.timeout", "30000"),
+            ("mapreduce.map.maxattempts", "2"),
             ("my.own", "x"),
         ];
         let spec = make(base(), options(&properties)).unwrap();
@@ -147,6 +156,7 @@ mod tests {
             (spec.name.as_str(), spec.reducers, spec.memory_limit, spec.output_replication),
             ("mine", Some(7), 512 << 20, 2)
         );
+        assert_eq!((spec.task_timeout_ms, spec.max_attempts), (30_000, 2));
         assert_eq!(spec.properties["my.own"], "x");
         let spec = make(JobSpec { reducers: Some(2), ..base() }, options(&properties)).unwrap();
         assert_eq!(spec.reducers, Some(2), "an argument counts more than a property");

@@ -327,6 +327,7 @@ async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &R
                     bytes: progress.bytes.load(Ordering::Relaxed),
                     records: progress.records.load(Ordering::Relaxed),
                     status: user.status(),
+                    beats: user.beats(),
                 };
                 if now != told {
                     told = now.clone();

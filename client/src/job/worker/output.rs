@@ -60,13 +60,14 @@ impl Context {
         let mut seed = [0; 16];
         self.env.entropy.fill(&mut seed);
         let names = OutputNames::new(kind, id.index, id.attempt, u128::from_le_bytes(seed));
-        let (format, user) = (program.output(), user.clone());
+        let (format, watcher, user) = (program.output(), user.clone(), user.clone());
         let computed = self.env.work.io(move || {
             let sink = Box::new(Sink { pieces: sender });
             compute(Output::new(sink, format, names, user)?)
         });
         let written = async {
             while let Some(piece) = pieces.recv().await {
+                watcher.progressed();
                 if let Err(error) = files.take(piece).await {
                     // The computation must not wait for a reader that has gone.
                     pieces.close();

@@ -194,7 +194,7 @@ impl FromNode<'_> {
             let mut room = bytes::BufMut::limit(&mut *piece, missing);
             let read = self.context.env.clock.timeout(STALL_LIMIT, conn.read_buf(&mut room)).await;
             match read.map_err(|elapsed| self.stalled(elapsed))? {
-                Ok(1..) => {}
+                Ok(1..) => self.task.user.progressed(),
                 Ok(0) => return Err(Error::new(ErrorCode::Unreachable, format!("{} left", self.address))),
                 Err(error) => {
                     return Err(Error::new(ErrorCode::Unreachable, format!("{} left: {error}", self.address)));

@@ -12,6 +12,7 @@ use cairn_proto::{Error, ErrorCode, Result};
 use super::Outcome;
 use super::list::Item;
 use crate::fs::{CreateOptions, FileSystem, RenameMode};
+use crate::mapreduce::UserCounters;
 
 /// Attempts at one file.
 const ATTEMPTS: u32 = 3;
@@ -88,6 +89,8 @@ pub struct Copier {
     number: u64,
     /// When it may send the next byte, if the bandwidth is limited.
     next_ms: u64,
+    /// Is told of every piece.
+    watcher: UserCounters,
 }
 
 enum Reader {
@@ -98,7 +101,15 @@ enum Reader {
 impl Copier {
     /// `prefix`: no other copier of the same staging folder has it.
     pub fn new(source: Source, target: FileSystem, options: Options, prefix: &str) -> Self {
-        Self { source, target, options, prefix: prefix.to_owned(), number: 0, next_ms: 0 }
+        let watcher = UserCounters::default();
+        Self { source, target, options, prefix: prefix.to_owned(), number: 0, next_ms: 0, watcher }
+    }
+
+    /// Tells `user` that its task lives, with every piece.
+    #[must_use]
+    pub fn watched(mut self, user: &UserCounters) -> Self {
+        self.watcher = user.clone();
+        self
     }
 
     /// Copies one file, with some patience.
@@ -186,6 +197,7 @@ impl Copier {
         let mut crc = 0;
         while let Some(piece) = self.next(reader).await? {
             crc = crc32c::crc32c_append(crc, &piece);
+            self.watcher.progressed();
             self.pace(piece.len() as u64).await;
             writer.write_bytes(piece).await?;
         }

@@ -110,7 +110,7 @@ impl Program for DistCp {
         // Attempts never share a file.
         let prefix = format!("{}-{}", task.index, task.attempt);
         Ok(Box::new(Copy {
-            copier: Copier::new(Source::Cluster(source), target, options, &prefix),
+            copier: Copier::new(Source::Cluster(source), target, options, &prefix).watched(&task.user_counters),
             list: get(property::LIST).to_owned(),
             offsets: self.offsets.clone(),
             task: task.clone(),

@@ -10,9 +10,12 @@ use cairn_proto::{Error, ErrorCode, Result};
 use super::broadcast::NoReducer;
 use super::matched::Matcher;
 use super::{Layout, NO_KEY, Side, lines, property};
+use crate::mapreduce::compression::Decompress;
+use crate::mapreduce::input::Feed;
 use crate::mapreduce::table::hash_key;
 use crate::mapreduce::{
-    BlockingReader, Collector, InputFormat, Mapper, Program, Record, Reducer, TaskContext, partition_of,
+    BlockingReader, Collector, Compression, InputFormat, Mapper, Program, Record, Reducer, TaskContext, UserCounters,
+    partition_of,
 };
 
 /// The join by maps that merge.
@@ -180,16 +183,29 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// Lines of a file of the cluster.
+/// Lines of a file of the cluster, decompressed.
 pub(super) struct RowReader {
     path: String,
-    reader: BlockingReader,
+    feed: Box<dyn Feed + Send>,
     piece: Bytes,
+    watcher: UserCounters,
+}
+
+struct FileFeed(BlockingReader);
+
+impl Feed for FileFeed {
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        self.0.next_chunk()
+    }
 }
 
 impl RowReader {
     pub(super) fn open(task: &TaskContext, path: &str) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), reader: task.files()?.open(path)?, piece: Bytes::new() })
+        let mut feed: Box<dyn Feed + Send> = Box::new(FileFeed(task.files()?.open(path)?));
+        if let Some(kind) = Compression::of(path) {
+            feed = Box::new(Decompress::new(kind, path.into(), feed)?);
+        }
+        Ok(Self { path: path.to_owned(), feed, piece: Bytes::new(), watcher: task.user_counters.clone() })
     }
 
     /// Reads the next line into `row`, without its line feed; false at the end.
@@ -198,7 +214,8 @@ impl RowReader {
         let mut any = false;
         loop {
             if self.piece.is_empty() {
-                match self.reader.next_chunk()? {
+                self.watcher.progressed();
+                match self.feed.next()? {
                     Some(piece) => self.piece = piece,
                     None => return Ok(any),
                 }

@@ -223,6 +223,7 @@ impl Child {
         let Some(stdin) = &mut self.stdin else { return Ok(()) };
         match stdin.write(&self.input[self.fed..]) {
             Ok(count) => {
+                self.reporter.progressed();
                 self.fed += count;
                 if self.fed == self.input.len() {
                     self.input.clear();
@@ -261,6 +262,7 @@ impl Child {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(()),
             Err(error) => return Err(Error::io(format!("cannot read from the {}", self.name), &error)),
         };
+        self.reporter.progressed();
         let mut rest = &self.scratch[..count];
         while let Some(at) = memchr::memchr(b'\n', rest) {
             if self.line.is_empty() {

@@ -38,6 +38,11 @@ impl Reporter {
         pass_on(&people);
     }
 
+    /// Tells that the task lives.
+    pub fn progressed(&self) {
+        self.task.progressed();
+    }
+
     /// Whether anything came since the last call.
     pub fn has_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
