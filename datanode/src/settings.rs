@@ -77,7 +77,8 @@ pub struct DatanodeSettings {
     pub insecure: bool,
     /// Data-plane operations at once. Higher: more memory in the worst case; lower: busy clients are turned away.
     pub max_transfers: usize,
-    /// Copies to other nodes at once. Higher: repair disturbs clients more; lower: repair takes longer.
+    /// Copies to other nodes at once; merges of short blocks get half as many beside them. Higher: repair disturbs clients more; lower: repair
+    /// takes longer.
     pub replication_streams: usize,
     /// For dialling the next node. Higher: a dead node holds a writer up longer; lower: a busy one is taken for dead.
     pub connect_timeout_ms: u64,

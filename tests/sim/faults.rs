@@ -11,6 +11,7 @@ use super::cluster::Cluster;
 use super::deletions;
 use super::invariants::replicas;
 use super::machine::DISK_BYTES;
+use super::oracle;
 use super::plan::{DiskOp, Fault, Host, Kind};
 use super::trace::note;
 
@@ -26,6 +27,7 @@ pub struct Faults {
 impl Faults {
     /// Those of a plan, soonest first.
     pub fn new(faults: &[Fault], seed: u64) -> Self {
+        oracle::all_disks_are_sound();
         let mut waiting = faults.to_vec();
         waiting.reverse();
         Self { waiting, active: Vec::new(), entropy: Entropy::seeded(seed ^ 0xFA17), done: 0 }
@@ -151,6 +153,7 @@ impl Faults {
                 };
                 let fault = DiskFault { op, path, after: *after, times: *times, kind: ErrorKind::Other };
                 cluster.machines[host].disk.inject(fault);
+                oracle::a_disk_is_ailing();
                 cluster.machines[host].ailing.set(true);
                 return;
             }
@@ -230,6 +233,7 @@ fn power_cut(cluster: &mut Cluster, host: Host, down_ms: u64) {
     each_other(cluster, host, |sim, me, other| sim.partition_oneway(me, other));
     // Also of a machine whose process ended a moment ago.
     cluster.machines[&host].disk.crash();
+    oracle::a_datanode_lost_power();
     cluster.take_down(host, down_ms);
     each_other(cluster, host, |sim, me, other| sim.repair_oneway(me, other));
 }

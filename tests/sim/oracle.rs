@@ -4,6 +4,7 @@
 //! becomes **unknown**: it may have happened, may not have, or may happen yet. A path that an unknown call touched is left alone from then on, and
 //! each state that it may be in is remembered; all else goes on being known exactly.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_common::entropy::Entropy;
@@ -59,6 +60,29 @@ fn run(number: u64, length: u64) -> Vec<u8> {
     bytes
 }
 
+thread_local! {
+    /// How often a datanode may have lost what was flushed and not synced. Only compared, so it goes on over the runs of a thread.
+    static LOSSES: Cell<u64> = const { Cell::new(0) };
+    /// A disk of this run has faults, which come when they come.
+    static AILING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A run begins.
+pub fn all_disks_are_sound() {
+    AILING.set(false);
+}
+
+/// A disk has faults: from now on nothing is demanded of what is only flushed.
+pub fn a_disk_is_ailing() {
+    AILING.set(true);
+    a_datanode_lost_power();
+}
+
+/// What was only flushed may be gone from now on. The death of a process takes nothing.
+pub fn a_datanode_lost_power() {
+    LOSSES.set(LOSSES.get() + 1);
+}
+
 /// A file as far as it is known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct File {
@@ -66,16 +90,37 @@ pub struct File {
     pub bytes: Bytes,
     /// How much of that must be there: what a close or an hsync acknowledged.
     pub least: u64,
+    /// What an hflush acknowledged, and how often datanodes had lost something by then: it must be there until one does again.
+    flushed: Option<(u64, u64)>,
     /// Closed by an acknowledged call: then all of `bytes` is there.
     pub closed: bool,
 }
 
 impl File {
+    /// All that was written is acknowledged by an hflush.
+    pub fn flush(&mut self) {
+        self.flushed = (!AILING.get()).then(|| (self.bytes.len(), LOSSES.get()));
+    }
+
+    /// How much must be there now.
+    pub fn least_now(&self) -> u64 {
+        match self.flushed {
+            Some((length, losses)) if losses == LOSSES.get() => self.least.max(length),
+            _ => self.least,
+        }
+    }
+
+    /// It ends there now.
+    fn cut(&mut self, length: u64) {
+        self.bytes.cut(length);
+        (self.least, self.flushed) = (length, None);
+    }
+
     /// May a reader have found this?
     pub fn allows(&self, found: &[u8]) -> Result<(), String> {
         let length = found.len() as u64;
-        if length < self.least || length > self.bytes.len() {
-            return Err(format!("{length} bytes, expected {} to {}", self.least, self.bytes.len()));
+        if length < self.least_now() || length > self.bytes.len() {
+            return Err(format!("{length} bytes, expected {} to {}", self.least_now(), self.bytes.len()));
         }
         let written = self.bytes.all();
         match written.iter().zip(found).position(|(a, b)| a != b) {
@@ -212,8 +257,7 @@ impl Model {
             }
             Some(Pending::Truncate { path, length }) => {
                 if let Some(Known::Sure(file)) = self.files.get_mut(&path) {
-                    file.bytes.cut(length);
-                    file.least = length;
+                    file.cut(length);
                 }
             }
             Some(Pending::Concat { path, sources }) => {
@@ -272,8 +316,7 @@ impl Model {
             Some(Pending::Truncate { path, length }) => {
                 let Some(Known::Sure(file)) = self.files.get(&path) else { return };
                 let mut cut = file.clone();
-                cut.bytes.cut(length);
-                cut.least = length;
+                cut.cut(length);
                 self.doubt(path, Some(cut));
             }
             Some(Pending::Concat { path, sources }) => {

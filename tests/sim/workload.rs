@@ -222,6 +222,8 @@ impl Client {
                 }
                 2 => {
                     writer.flush().await?;
+                    self.with_file(path, File::flush);
+                    self.say(format!("hflush {path}: {} bytes", writer.length()));
                     self.look(fs, path, "flushed").await;
                 }
                 3 => fs.env().clock.sleep(Duration::from_millis(self.entropy.below(3_000))).await,
@@ -395,8 +397,8 @@ impl Client {
 /// A part that was read: each possible file is cut the same way.
 fn part_allowed(known: &Known, offset: u64, length: u64, bytes: &[u8]) -> Result<(), String> {
     let one = |file: &File| {
-        if length < file.least || length > file.bytes.len() {
-            return Err(format!("{length} bytes long, expected {} to {}", file.least, file.bytes.len()));
+        if length < file.least_now() || length > file.bytes.len() {
+            return Err(format!("{length} bytes long, expected {} to {}", file.least_now(), file.bytes.len()));
         }
         let all = file.bytes.all();
         match all.get(offset as usize..offset as usize + bytes.len()) {
