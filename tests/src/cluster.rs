@@ -431,6 +431,12 @@ impl Cluster {
         assert!(status.success(), "cairn local ended with {status}");
     }
 
+    /// The process of `cairn local`.
+    pub fn supervisor(&self) -> Process {
+        let child = self.supervisor.as_ref().expect("cairn local runs");
+        Process::of(child.id()).expect("cairn local runs")
+    }
+
     /// Starts the whole cluster again on the same folder, after [`Self::kill_everything`] or [`Self::stop`].
     pub fn start_again(&mut self) {
         self.start_supervisor();

@@ -74,6 +74,39 @@ fn an_interrupt_heals_and_tells() {
 }
 
 #[test]
+fn an_interrupt_while_it_heals_ends_it_with_what_is_known() {
+    let mut cluster = four();
+    let dir = cluster.dir().display().to_string();
+    let args = ["--json", "chaos", "--dir", &dir, "--for", "10m", "--every", "500ms", "--away", "10m", "--kill"];
+    let child = cluster.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let chaos = Process::of(child.id()).unwrap();
+    let members: Vec<Process> = processes(&cluster).iter().map(|(_, pid)| Process::of(*pid).unwrap()).collect();
+    wait_until("a member is killed", Duration::from_secs(30), || members.iter().any(|member| !member.runs()));
+    // Whoever could start it again stands still: healing would take its whole time.
+    let supervisor = cluster.supervisor();
+    supervisor.signal(libc::SIGSTOP);
+    wait_until("cairn local is stopped", Duration::from_secs(10), || supervisor.state() == Some('T'));
+    chaos.signal(libc::SIGINT);
+    let asked = cluster.dir().join("restart");
+    wait_until("it waits for the member", Duration::from_secs(20), || {
+        std::fs::read_dir(&asked).is_ok_and(|entries| entries.count() > 0)
+    });
+    chaos.signal(libc::SIGINT);
+    let run = Run::of_child("chaos", child, Duration::from_secs(20));
+    let verdict: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!((run.code, verdict["verdict"].as_str()), (130, Some("unfinished")), "{verdict}");
+    assert!(verdict["interrupted"] == true && verdict["faults"]["kill"].as_u64() > Some(0), "{verdict}");
+    assert!(verdict["replicas_verified"] == 0 && verdict["time_to_healthy_ms"].is_null(), "{verdict}");
+    // The cluster is left running, and the member that was asked for comes back.
+    supervisor.signal(libc::SIGCONT);
+    for node in 0..4 {
+        cluster.wait_state(node, "live", LIMIT);
+    }
+    cluster.wait_healthy(LIMIT);
+    cluster.stop();
+}
+
+#[test]
 fn a_member_is_started_again_on_request() {
     let mut cluster = four();
     let before = processes(&cluster);

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cairn_tests::process::{self, Process};
 use cairn_tests::{Cluster, ClusterOptions, Run, binary, wait_for, wait_until};
@@ -12,14 +12,8 @@ use cairn_tests::{Cluster, ClusterOptions, Run, binary, wait_for, wait_until};
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_cluster_is_ready_fast_and_ends_with_its_last_process() {
-    // The first call may have to build it.
-    binary::cairn();
-    let started = Instant::now();
+fn a_cluster_ends_with_its_last_process() {
     let mut cluster = Cluster::small();
-    let ready = started.elapsed();
-    assert!(ready < Duration::from_secs(5), "{ready:?}");
-    println!("ready after {ready:?}");
     let mut members: Vec<Process> = cluster.datanodes.iter().map(|node| node.process).collect();
     members.push(cluster.namenode.process);
     let addresses: std::collections::BTreeSet<_> =

@@ -39,8 +39,10 @@ pub struct Entry {
     pub fate: Fate,
     /// The first so many bytes were flushed or synced: whatever is found must hold them.
     pub promised: u64,
-    /// It was closed once.
+    /// It is closed with all of its content.
     pub whole: bool,
+    /// It was closed, flushed or synced once, however short it was: it must be there.
+    pub there: bool,
     /// Readers that are at it: it is neither renamed nor deleted meanwhile.
     pins: u32,
 }
@@ -54,7 +56,7 @@ pub struct Ledger {
 impl Ledger {
     /// A file is about to be written.
     pub fn begin(&mut self, path: &str, content: Content) {
-        let entry = Entry { content, fate: Fate::Pending, promised: 0, whole: false, pins: 0 };
+        let entry = Entry { content, fate: Fate::Pending, promised: 0, whole: false, there: false, pins: 0 };
         self.entries.insert(path.to_owned(), entry);
     }
 
@@ -62,6 +64,7 @@ impl Ledger {
     pub fn promise(&mut self, path: &str, bytes: u64) {
         if let Some(entry) = self.entries.get_mut(path) {
             entry.promised = entry.promised.max(bytes);
+            entry.there = true;
         }
     }
 
@@ -69,7 +72,7 @@ impl Ledger {
     pub fn set(&mut self, path: &str, fate: Fate) {
         if let Some(entry) = self.entries.get_mut(path) {
             if fate == Fate::Acked {
-                entry.whole = true;
+                (entry.whole, entry.there) = (true, true);
                 entry.promised = entry.content.length;
             }
             // A call of a write that failed may still be on its way and make the name once more.
@@ -165,7 +168,7 @@ mod tests {
         let (grown, content, before) = ledger.grow("/a/", |_| 0, 5).unwrap();
         assert_eq!((grown.as_str(), content.length, before), ("/a/1", 15, 10));
         let entry = ledger.get("/a/1").unwrap();
-        assert!(!entry.whole && entry.promised == 10 && entry.fate == Fate::Pending);
+        assert!(!entry.whole && entry.there && entry.promised == 10 && entry.fate == Fate::Pending);
         ledger.set("/a/1", Fate::Acked);
         assert_eq!(ledger.get("/a/1").map(|entry| entry.promised), Some(15));
         let taken = ledger.take("/a/", |_| 0, |path| Fate::Moving { to: format!("{path}x") }).unwrap();

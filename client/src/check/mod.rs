@@ -240,12 +240,18 @@ impl Checker {
         self.tally()
     }
 
-    /// Has every replica of every closed file read by its datanode; returns how many are whole, and what is wrong.
-    pub async fn verify_replicas(&self) -> Result<(u64, Vec<String>)> {
+    /// Has every replica of every closed file read by its datanode; returns how many are whole, and what is wrong: also a block with fewer
+    /// replicas than its file asks for, or than there are `nodes`.
+    pub async fn verify_replicas(&self, nodes: u32) -> Result<(u64, Vec<String>)> {
         let (mut whole, mut wrong) = (0, Vec::new());
         for path in self.acked() {
+            let wanted = self.fs.status(&path).await?.replication.min(nodes) as usize;
             for located in self.fs.block_locations(&path, 0, 0).await? {
                 let block = located.block.unwrap_or_default();
+                let found = located.replicas.len();
+                if found < wanted {
+                    name(&mut wrong, format!("{path}: block {} has {found} of {wanted} replicas", block.id));
+                }
                 for replica in &located.replicas {
                     match self.fs.verify_replica(replica, &block).await {
                         Ok(_) => whole += 1,
@@ -285,9 +291,4 @@ impl Drop for Borrowed {
 
 fn bad_replica(path: &str, replica: &Replica, error: &crate::fs::Error) -> String {
     format!("{path}: replica on {}: {error}", replica.host)
-}
-
-/// What a file of this fate may be.
-fn may_be_absent(entry: &Entry) -> bool {
-    !matches!(entry.fate, Fate::Acked)
 }

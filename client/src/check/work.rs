@@ -7,7 +7,7 @@ use cairn_common::entropy::Entropy;
 
 use super::content::Content;
 use super::ledger::{Entry, Fate};
-use super::{Books, Shared, may_be_absent, name};
+use super::{Books, Shared, name};
 use crate::fs::{AppendOptions, CreateOptions, Error, ErrorKind, FileSystem, FileWriter, RenameMode, Result};
 
 /// A piece that a writer hands over, or a reader asks for.
@@ -68,9 +68,10 @@ impl Worker {
         }
     }
 
-    /// Reads a file and notes what was found; whether it could be read.
+    /// Reads a file, whole or in part, and notes what was found; whether it could be read.
     pub async fn check(&self, path: &str, entry: &Entry) -> bool {
-        match self.within(format!("read {path}"), self.read(path, entry)).await {
+        let whole = !entry.whole || self.random.below(3) > 0;
+        match self.within(format!("read {path}"), self.read(path, entry, whole)).await {
             Some(found) => self.note(path, entry, found),
             None => return false,
         }
@@ -133,11 +134,15 @@ impl Worker {
             books.tally.bytes_written += bytes;
             return;
         }
-        // The name stays open in the hands of this client: what was promised must be in it, then it goes.
+        // The name stays open in the hands of this client: what was promised must be in it, then it goes. If that cannot be read now, the
+        // file stays until it can: deleted, it would never be asked for what was promised.
         self.shared.books().ledger.set(path, Fate::Cut);
         let entry = self.shared.books().ledger.get(path);
-        if let Some(entry) = entry {
-            self.check(path, &entry).await;
+        if let Some(entry) = entry
+            && !self.check(path, &entry).await
+            && entry.promised > 0
+        {
+            return;
         }
         self.shared.books().ledger.set(path, Fate::Leaving);
         self.finish_delete(path).await;
@@ -184,8 +189,11 @@ impl Worker {
     }
 
     async fn finish_delete(&self, path: &str) {
-        if self.within(format!("delete {path}"), self.fs.delete(path, false)).await.is_some() {
+        if let Some(was_there) = self.within(format!("delete {path}"), self.fs.delete(path, false)).await {
             let mut books = self.shared.books();
+            if !was_there && books.ledger.get(path).is_some_and(|entry| entry.whole) {
+                name(&mut books.tally.lost, format!("{path} was not there any more when it was deleted"));
+            }
             books.ledger.set(path, Fate::Gone);
             books.tally.deletions += 1;
         }
@@ -204,8 +212,8 @@ impl Worker {
         }
     }
 
-    /// Reads a file, or (now and then, if it is whole) some ranges of it, and compares.
-    async fn read(&self, path: &str, entry: &Entry) -> Result<Found> {
+    /// Reads a file, or some ranges of it, and compares.
+    async fn read(&self, path: &str, entry: &Entry, whole: bool) -> Result<Found> {
         let mut file = match self.fs.open(path).await {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Absent),
@@ -218,7 +226,7 @@ impl Worker {
         }
         let wrong = |at| Found::Wrong(format!("{path}: a wrong byte at {at} of {length}"));
         let mut verified = 0;
-        if entry.whole && length > 0 && self.random.below(3) == 0 {
+        if !whole && length > 0 {
             for _ in 0..4 {
                 let from = self.random.below(length);
                 let bytes = file.read_range(from, 1 + self.random.below(PIECE)).await?;
@@ -248,7 +256,7 @@ impl Worker {
                 tally.reads += 1;
                 tally.bytes_verified += bytes;
             }
-            Found::Absent if may_be_absent(entry) && entry.promised == 0 => {}
+            Found::Absent if !entry.there => {}
             Found::Absent => name(&mut tally.lost, format!("{path} is not there")),
             Found::Wrong(text) => name(&mut tally.altered, text),
         }
@@ -260,7 +268,7 @@ impl Worker {
             Fate::Gone => self.judge_gone(path).await,
             Fate::Moving { to } => self.judge_moved(path, to, entry).await,
             Fate::Leaving => self.judge_one(path, entry, true).await,
-            Fate::Pending | Fate::Acked | Fate::Cut => self.judge_one(path, entry, may_be_absent(entry)).await,
+            Fate::Pending | Fate::Acked | Fate::Cut => self.judge_one(path, entry, !entry.there).await,
         };
         let lost = match result {
             Ok(None) => return,
@@ -285,9 +293,11 @@ impl Worker {
         }
     }
 
+    /// Reads all of it.
     async fn judge_one(&self, path: &str, entry: &Entry, may_be_absent: bool) -> Result<Option<String>> {
-        match self.bounded(self.read(path, entry)).await? {
+        match self.bounded(self.read(path, entry, true)).await? {
             Found::Absent if may_be_absent => {}
+            Found::Absent => return Ok(Some(format!("{path} is not there"))),
             found => self.note(path, entry, found),
         }
         Ok(None)

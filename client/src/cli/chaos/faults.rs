@@ -3,6 +3,7 @@
 //! # Cancellation
 //! What a fault does is noted before it is done, so [`Faults::heal`] after a dropped [`Faults::run`] undoes everything.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cairn_common::Env;
@@ -69,14 +70,23 @@ pub struct Faults<'a> {
     away: Vec<Away>,
     /// What happened so far.
     pub counts: Counts,
+    /// Members that ended though nobody broke them.
+    pub fallen: BTreeSet<String>,
     say: &'a dyn Fn(String),
+}
+
+impl Counts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.kill + self.pause + self.namenode_kill + self.namenode_pause + self.corrupt
+    }
 }
 
 impl<'a> Faults<'a> {
     /// Nothing is broken yet.
     pub fn new(env: &'a Env, target: &'a mut Target, rate: Rate, seed: u64, say: &'a dyn Fn(String)) -> Self {
-        let (away, counts) = (Vec::new(), Counts::default());
-        Self { env, target, rate, random: Entropy::seeded(seed), away, counts, say }
+        let (away, counts, fallen) = (Vec::new(), Counts::default(), BTreeSet::new());
+        Self { env, target, rate, random: Entropy::seeded(seed), away, counts, fallen, say }
     }
 
     /// Breaks members at the given rate for the given time. Fails only if the cluster's parent is gone.
@@ -94,7 +104,8 @@ impl<'a> Faults<'a> {
         Ok(())
     }
 
-    /// Lets everybody go on and come back; returns when all members run.
+    /// Lets everybody go on and come back; returns when all members run. What is stopped goes on, and what was killed is asked for, before
+    /// it waits for the first time.
     pub async fn heal(&mut self, limit: Duration) -> Result<(), String> {
         let deadline_ms = self.env.clock.mono_ms() + limit.as_millis() as u64;
         loop {
@@ -103,8 +114,9 @@ impl<'a> Faults<'a> {
             let gone = (0..self.target.members().len()).find(|at| !self.target.process(*at).runs());
             match gone {
                 None if self.away.is_empty() => return Ok(()),
-                // Killed without a note: it ended by itself, which is a finding of its own; it is started again all the same.
+                // It ended by itself, which is a finding of its own; it is started again all the same.
                 Some(at) if self.away.iter().all(|away| away.at != at) => {
+                    self.fallen.insert(self.target.members()[at].name.clone());
                     self.away.push(Away { at, kind: Kind::Killed, until_ms: 0, asked_ms: None });
                 }
                 _ => {}
@@ -166,7 +178,10 @@ impl<'a> Faults<'a> {
                 let word = if kill { "kill " } else { "pause" };
                 (self.say)(format!("{word} {name} for {}", human_millis(absence_ms)));
             }
-            Err(error) => (self.say)(format!("{name} ended by itself: {error}")),
+            Err(error) => {
+                (self.say)(format!("{name} ended by itself: {error}"));
+                self.fallen.insert(name.clone());
+            }
         }
         true
     }

@@ -5,12 +5,15 @@
 //! Killed members are started again by `cairn local`, on request, so that they stay its children.
 //!
 //! # Cancellation
-//! Ctrl-C ends the faults: everybody goes on and comes back, then the verdict so far is given. A second one skips the verdict.
+//! Ctrl-C ends the faults: everybody goes on and comes back, then all is checked and the verdict given. Once the faults have ended, by themselves
+//! or by a Ctrl-C, the next one ends everything at once with the verdict so far: what was stopped goes on, what was killed has been asked
+//! for, and the cluster is left running.
 
 mod corrupt;
 mod faults;
 mod target;
 
+use std::future::Future;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +24,7 @@ use cairn_common::entropy::Entropy;
 use cairn_common::{Env, process};
 use serde::Serialize;
 
+use crate::INTERRUPTED;
 use crate::args::ChaosArgs;
 use crate::context::Context;
 use crate::output::{Columns, Failure, Out, Outcome, failure, stderr_is_terminal};
@@ -38,10 +42,17 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(180);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
+/// All was checked, and nothing was wrong.
+const CLEAN: &str = "clean";
+/// Something was wrong.
+const FAILED: &str = "failed";
+/// Nothing was wrong so far, but not all was checked.
+const UNFINISHED: &str = "unfinished";
+
 /// What `chaos --json` prints. Keys may be added; these stay.
 #[derive(Serialize, Debug)]
 struct VerdictJson {
-    /// "clean" or "failed".
+    /// [`CLEAN`], [`FAILED`] or [`UNFINISHED`].
     verdict: &'static str,
     seed: u64,
     interrupted: bool,
@@ -100,39 +111,65 @@ pub async fn chaos(context: &mut Context, args: &ChaosArgs) -> Outcome {
         }
     };
     say(if interrupted { "interrupted: everybody comes back".into() } else { "the last fault".into() });
-    problems.extend(faults.heal(COME_BACK_LIMIT).await.err());
+    let ending = heal_and_check(&env, &mut faults, &mut checker, members.len() - 1).await;
     let counts = Counts { corrupt: damaged.load(Ordering::Relaxed), ..faults.counts };
-    let healed_ms = env.clock.mono_ms();
-    let ending = end(&env, &mut checker, members.len() - 1, healed_ms, &mut problems);
-    let (tally, time_to_healthy_ms, replicas_verified) = tokio::select! {
-        biased;
-        () = process::shutdown_signal() => return Err(Failure::Exit(130)),
-        ended = ending => ended,
-    };
-    let clean = tally.is_clean() && problems.is_empty();
-    if clean {
+    problems.extend(faults.fallen.iter().map(|name| format!("{name} ended by itself; see its log")));
+    problems.extend(ending.problems);
+    if ending.finished {
+        problems.extend(nothing_done(&counts, &ending.tally, interrupted));
+    }
+    let clean = ending.tally.is_clean() && problems.is_empty();
+    if clean && ending.finished {
         // What is left is worth a look only if something is wrong with it.
         let _ = env.clock.timeout(COME_BACK_LIMIT, checker.file_system().delete(&root, true)).await;
     }
     let verdict = VerdictJson {
-        verdict: if clean { "clean" } else { "failed" },
+        verdict: match (clean, ending.finished) {
+            (false, _) => FAILED,
+            (true, true) => CLEAN,
+            (true, false) => UNFINISHED,
+        },
         seed,
-        interrupted,
+        interrupted: interrupted || !ending.finished,
         elapsed_ms: env.clock.mono_ms() - started_ms,
         faults: counts,
-        operations: tally.operations(),
-        replicas_verified,
-        time_to_healthy_ms,
+        operations: ending.tally.operations(),
+        replicas_verified: ending.replicas_verified,
+        time_to_healthy_ms: ending.time_to_healthy_ms,
         problems,
-        tally,
+        tally: ending.tally,
     };
-    let out = &mut context.out;
+    tell_verdict(&mut context.out, &verdict, &root)
+}
+
+fn tell_verdict(out: &mut Out, verdict: &VerdictJson, root: &str) -> Outcome {
     if out.json {
-        out.json(&verdict)?
+        out.json(verdict)?
     } else {
-        show(out, &verdict, &root)?
+        show(out, verdict, root)?
     }
-    if clean { Ok(()) } else { Err(Failure::Exit(1)) }
+    match verdict.verdict {
+        CLEAN => Ok(()),
+        UNFINISHED => Err(Failure::Exit(INTERRUPTED)),
+        _ => Err(Failure::Exit(1)),
+    }
+}
+
+/// What `work` gives; `None`: somebody did not want to wait for it.
+async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = process::shutdown_signal() => None,
+        done = work => Some(done),
+    }
+}
+
+/// A run that broke nothing, or in which nothing could be lost, says nothing about the cluster.
+fn nothing_done(faults: &Counts, tally: &Tally, interrupted: bool) -> Option<String> {
+    if tally.files_written == 0 {
+        return Some("no file was written: there was nothing to lose".into());
+    }
+    (faults.total() == 0 && !interrupted).then(|| "nothing was broken in all that time".into())
 }
 
 fn rate(args: &ChaosArgs, target: &Target) -> Outcome<Rate> {
@@ -174,25 +211,43 @@ async fn tell(env: &Env, checker: &Checker, say: &dyn Fn(String)) {
     }
 }
 
+/// How it ended.
+#[derive(Default)]
+struct Ending {
+    tally: Tally,
+    time_to_healthy_ms: Option<u64>,
+    replicas_verified: u64,
+    /// Who did not come back, or why it was not healthy in time.
+    problems: Vec<String>,
+    /// Everybody was waited for, and everything was checked.
+    finished: bool,
+}
+
+/// Mends what was broken, and checks everything, unless somebody does not want to wait for it.
+async fn heal_and_check(env: &Env, faults: &mut Faults<'_>, checker: &mut Checker, datanodes: usize) -> Ending {
+    if let Some(healed) = unless_interrupted(faults.heal(COME_BACK_LIMIT)).await
+        && let Some(mut ending) = unless_interrupted(end(env, checker, datanodes)).await
+    {
+        ending.problems.extend(healed.err());
+        return ending;
+    }
+    Ending { tally: checker.tally(), ..Ending::default() }
+}
+
 /// Ends the load, waits until the cluster is healthy, and holds every file and every replica against the ledger.
-async fn end(
-    env: &Env,
-    checker: &mut Checker,
-    datanodes: usize,
-    healed_ms: u64,
-    problems: &mut Vec<String>,
-) -> (Tally, Option<u64>, u64) {
+async fn end(env: &Env, checker: &mut Checker, datanodes: usize) -> Ending {
+    let healed_ms = env.clock.mono_ms();
     checker.stop().await;
     // The load may have taken most of the minute to end; the cluster is still given some of it.
     let deadline_ms = (healed_ms + HEALTHY_LIMIT_MS).max(env.clock.mono_ms() + HEALTHY_LIMIT_MS / 6);
-    let (mut healthy_ms, mut verified) = (None, 0);
+    let mut ending = Ending { finished: true, ..Ending::default() };
     loop {
         let unwell = match ill(checker.file_system(), datanodes).await {
             Some(why) => why,
-            None => match checker.verify_replicas().await {
+            None => match checker.verify_replicas(datanodes as u32).await {
                 Ok((whole, wrong)) if wrong.is_empty() => {
-                    verified = whole;
-                    healthy_ms = Some(env.clock.mono_ms() - healed_ms);
+                    ending.replicas_verified = whole;
+                    ending.time_to_healthy_ms = Some(env.clock.mono_ms() - healed_ms);
                     break;
                 }
                 Ok((_, wrong)) => wrong.join("; "),
@@ -200,12 +255,13 @@ async fn end(
             },
         };
         if env.clock.mono_ms() > deadline_ms {
-            problems.push(format!("not healthy a minute after the last fault: {unwell}"));
+            ending.problems.push(format!("not healthy a minute after the last fault: {unwell}"));
             break;
         }
         env.clock.sleep(LOOK_AGAIN).await;
     }
-    (checker.finish().await, healthy_ms, verified)
+    ending.tally = checker.finish().await;
+    ending
 }
 
 /// What is not well, as the namenode sees it.
@@ -253,7 +309,11 @@ fn show(out: &mut Out, verdict: &VerdictJson, root: &str) -> Outcome {
     let files = counted(tally.files_written, "file");
     row("written", format!("{} in {files}, each closed and acknowledged", human_size(tally.bytes_written)));
     row("verified", format!("{} in {}", human_size(tally.bytes_verified), counted(tally.reads, "read")));
-    row("replicas", format!("{} verified at the end", grouped(verdict.replicas_verified)));
+    let verified = match verdict.verdict {
+        UNFINISHED => "not verified".into(),
+        _ => format!("{} verified at the end", grouped(verdict.replicas_verified)),
+    };
+    row("replicas", verified);
     row("lost", tally.lost.len().to_string());
     row("altered", tally.altered.len().to_string());
     row("stuck", tally.stuck.len().to_string());
@@ -264,6 +324,6 @@ fn show(out: &mut Out, verdict: &VerdictJson, root: &str) -> Outcome {
     for (error, count) in &tally.errors {
         out.line(format!("  failed {count} times: {error}"))?;
     }
-    let kept = if verdict.verdict == "clean" { String::new() } else { format!("; its files are kept in {root}") };
+    let kept = if verdict.verdict == CLEAN { String::new() } else { format!("; its files are kept in {root}") };
     out.line(format!("verdict: {} (seed {}){kept}", verdict.verdict, verdict.seed))
 }
