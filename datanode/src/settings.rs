@@ -8,6 +8,8 @@ use cairn_common::net;
 use cairn_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::store::map::RANGE_LIMIT;
+
 /// Knobs of a datanode. Each says what gets worse in either direction.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -96,6 +98,9 @@ pub struct DatanodeSettings {
     pub idle_timeout_ms: u64,
     /// Longest pause between two attempts to register.
     pub register_retry_max_ms: u64,
+    /// Replicas in one message of a full report, 1 to 4,096. Fewer: a full report takes more messages and longer; more: each holds the namenode
+    /// up for longer.
+    pub report_range_blocks: usize,
 }
 
 impl Default for DatanodeSettings {
@@ -137,6 +142,7 @@ impl Default for DatanodeSettings {
             writer_memory_bytes: 256 << 20,
             idle_timeout_ms: 60_000,
             register_retry_max_ms: 2_000,
+            report_range_blocks: RANGE_LIMIT,
         }
     }
 }
@@ -167,6 +173,11 @@ impl DatanodeSettings {
         }
         if self.quarantine_ms > 366 * 24 * 3_600_000 {
             return Err(invalid(format!("quarantine_ms: {} is more than a year", self.quarantine_ms)));
+        }
+        if !(1..=RANGE_LIMIT).contains(&self.report_range_blocks) {
+            let text =
+                format!("report_range_blocks: {} is out of range (1 to {RANGE_LIMIT})", self.report_range_blocks);
+            return Err(invalid(text));
         }
         if self.capacity_bytes.is_some_and(|bytes| bytes < 1 << 20) {
             return Err(invalid("capacity_bytes: less than 1 MiB holds no block".into()));
@@ -289,6 +300,8 @@ mod tests {
             (DatanodeSettings { advertise: Some("outside:0".into()), ..good.clone() }, "advertise"),
             (DatanodeSettings { listen: "0.0.0.0:1".into(), ..good.clone() }, "--insecure"),
             (DatanodeSettings { max_transfers: 0, ..good.clone() }, "max_transfers"),
+            (DatanodeSettings { report_range_blocks: 0, ..good.clone() }, "report_range_blocks"),
+            (DatanodeSettings { report_range_blocks: 4_097, ..good.clone() }, "report_range_blocks"),
             (DatanodeSettings { capacity_bytes: Some(5), ..good.clone() }, "capacity_bytes"),
             (DatanodeSettings { user_weights: vec!["ann=0".into()], ..good.clone() }, "user_weights"),
             (DatanodeSettings { job_lease_ms: 0, ..good.clone() }, "job_lease_ms"),

@@ -101,7 +101,7 @@ impl Cluster {
             let datanode = machine(Host::Datanode(number));
             deletions::watch(&datanode.name, &datanode.disk);
             machines.insert(Host::Datanode(number), Rc::clone(&datanode));
-            let settings = datanode_settings(number);
+            let settings = datanode_settings(number, &shape);
             sim.host(Host::Datanode(number).name(), move || run_datanode(Rc::clone(&datanode), settings.clone()));
         }
         Self { sim, machines, down_until: BTreeMap::new(), shape }
@@ -179,10 +179,13 @@ fn namenode_settings(shape: &Shape) -> NamenodeSettings {
     core.lease_hard_limit_ms = 8_000;
     core.repair_timeout_ms = 5_000;
     core.trash_interval_ms = 0;
+    if shape.report_range < 4_096 {
+        core.report_credits = 1;
+    }
     settings
 }
 
-fn datanode_settings(number: u64) -> DatanodeSettings {
+fn datanode_settings(number: u64, shape: &Shape) -> DatanodeSettings {
     DatanodeSettings {
         namenode: "nn:8020".into(),
         dirs: vec![DATANODE_DIR.into()],
@@ -200,6 +203,7 @@ fn datanode_settings(number: u64) -> DatanodeSettings {
         scan_period_ms: 10_000,
         scan_pause_ms: 2_000,
         directory_scan_interval_ms: 7_000,
+        report_range_blocks: shape.report_range,
         ..DatanodeSettings::default()
     }
 }

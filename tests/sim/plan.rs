@@ -27,6 +27,8 @@ pub struct Shape {
     pub checkpoint_edits: u64,
     /// Clients reduce files to no fewer replicas.
     pub least_replicas: u32,
+    /// Replicas in one message of a datanode's full report. Few: it takes so many turns that much changes meanwhile.
+    pub report_range: usize,
     /// How long the safety phase lasts, ms.
     pub safety_ms: u64,
 }
@@ -151,6 +153,7 @@ impl Plan {
             pause_ms: [100, 400, 1_500][between(0, 2) as usize],
             checkpoint_edits: [20, 60, 1_000_000][between(0, 2) as usize],
             least_replicas: 2,
+            report_range: 4_096,
             safety_ms: between(6, 14) * 1_000,
         };
         let count = match entropy.below(10) {
@@ -168,6 +171,7 @@ impl Plan {
             let rots = faults.iter().any(|fault| matches!(fault.kind, Kind::Flip { .. }));
             // Of a file with a damaged replica that nobody has noticed yet, that one may be the one that is kept.
             draw.shape.least_replicas = if rots { 2 } else { 1 };
+            draw.shape.report_range = [1, 3, 4_096][draw.below(3) as usize];
             faults.extend(draw.story());
         }
         faults.sort_by_key(|fault| fault.at_ms);
@@ -266,8 +270,12 @@ impl Draw {
 
     /// A machine that does everything late loses power: what it has said, and what it has made durable, are as far apart as can be.
     fn slow_then_dead(&self, host: Host, at_ms: u64) -> Vec<Fault> {
-        let busy = Kind::Busy { host, jitter_ms: 50 + self.below(350) };
+        // A namenode that is as slow as this hears heartbeats while edits wait for their sync.
+        let crawls = host == Host::Namenode && self.below(2) == 0;
+        let jitter_ms = if crawls { 800 + self.below(1_700) } else { 50 + self.below(350) };
+        let busy = Kind::Busy { host, jitter_ms };
         let cut = match self.below(3) {
+            0 | 1 if crawls => Kind::CutAtSync { host, nth: 1 + self.below(3) },
             0 => Kind::PowerCut { host },
             1 => Kind::AllCutAtSync { host, nth: 1 + self.below(6) },
             _ => Kind::CutAtSync { host, nth: 1 + self.below(6) },

@@ -102,7 +102,7 @@ mod tests {
     }
 
     fn map() -> ReplicaMap {
-        let map = ReplicaMap::new(vec!["A".into(), "B".into()]);
+        let map = ReplicaMap::new(vec!["A".into(), "B".into()], 4_096);
         map.set_pool("P");
         map
     }

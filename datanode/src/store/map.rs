@@ -119,6 +119,7 @@ struct State {
 pub struct ReplicaMap {
     state: Mutex<State>,
     storage_ids: Vec<String>,
+    range_blocks: usize,
     pool: OnceLock<String>,
     changed: Notify,
     sent: watch::Sender<Sent>,
@@ -143,12 +144,13 @@ pub struct Changes {
 }
 
 impl ReplicaMap {
-    /// An empty map over the volumes with these ids.
-    pub fn new(storage_ids: Vec<String>) -> Self {
+    /// An empty map over the volumes with these ids, read in ranges of so many replicas.
+    pub fn new(storage_ids: Vec<String>, range_blocks: usize) -> Self {
         let volumes = storage_ids.iter().map(|_| BTreeMap::new()).collect();
         Self {
             state: Mutex::new(State { volumes, ..State::default() }),
             storage_ids,
+            range_blocks: range_blocks.clamp(1, RANGE_LIMIT),
             pool: OnceLock::new(),
             changed: Notify::new(),
             sent: watch::channel(Sent::default()).0,
@@ -395,13 +397,13 @@ impl ReplicaMap {
         let _ = clock.timeout(limit, done).await;
     }
 
-    /// Replicas of a volume after id `after`, at most [`RANGE_LIMIT`], from the live map.
+    /// Replicas of a volume after id `after`, as many as a range may have, from the live map.
     pub fn range(&self, volume: usize, after: Option<i64>) -> Range {
         let state = lock(&self.state);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut replicas = Vec::new();
         for (id, entry) in state.volumes[volume].range((start, Bound::Unbounded)) {
-            if replicas.len() == RANGE_LIMIT {
+            if replicas.len() == self.range_blocks {
                 let more_after = replicas.last().map(|last: &pb::ReplicaReport| last.id);
                 return Range { replicas, more_after };
             }

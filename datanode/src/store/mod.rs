@@ -117,6 +117,7 @@ impl BlockStore {
     /// Locks and reads the volumes; makes new ones. If they belong to a cluster already, scans them.
     pub async fn open(env: &Env, settings: &DatanodeSettings) -> Result<Arc<Self>> {
         let (scan_env, settings) = (env.clone(), settings.clone());
+        let range_blocks = settings.report_range_blocks;
         let failures = Arc::new(Notify::new());
         let told = Arc::clone(&failures);
         let open::OpenVolumes { volumes, versions, left_out } =
@@ -126,7 +127,7 @@ impl BlockStore {
             env: env.clone(),
             volumes,
             versions: Mutex::new(versions),
-            map: ReplicaMap::new(storage_ids),
+            map: ReplicaMap::new(storage_ids, range_blocks),
             cache: IndexCache::new(INDEX_CACHE_ENTRIES),
             next_volume: AtomicUsize::new(0),
             failures,
