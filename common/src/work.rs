@@ -3,10 +3,11 @@
 //! In simulation everything runs inline on the one thread, so a seed decides the order of all things: at once ([`Work::inline`]), or after
 //! a seeded while ([`Work::jittered`]), as threads do that wait for a core or a disk.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -54,13 +55,31 @@ impl Work {
     /// All on the calling thread, for simulation, but each piece begins late and its result comes late, by up to `longest_ms` milliseconds of
     /// virtual time that `entropy` decides; so do the turns of an owner. What real threads leave to chance, a seed decides.
     pub fn jittered(entropy: Entropy, longest_ms: u64) -> Self {
-        Self { mode: Mode::Jittered(Jitter { entropy, longest_ms: Arc::new(AtomicU64::new(longest_ms)) }) }
+        Self {
+            mode: Mode::Jittered(Jitter {
+                entropy,
+                longest_ms: Arc::new(AtomicU64::new(longest_ms)),
+                owners: Arc::default(),
+            }),
+        }
     }
 
     /// Changes `longest_ms` of [`Work::jittered`] for what begins from now on: the machine is busy, or its disk slow. Nothing else is.
     pub fn set_jitter(&self, longest_ms: u64) {
         if let Mode::Jittered(jitter) = &self.mode {
             jitter.longest_ms.store(longest_ms, Ordering::Relaxed);
+            for of_owner in owners(jitter).values() {
+                of_owner.store(longest_ms, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The same for the turns of one owner alone: what it waits for is slow (a disk that only it uses), and nothing else is.
+    pub fn set_owner_jitter(&self, name: &str, longest_ms: u64) {
+        if let Mode::Jittered(jitter) = &self.mode
+            && let Some(of_owner) = owners(jitter).get(name)
+        {
+            of_owner.store(longest_ms, Ordering::Relaxed);
         }
     }
 
@@ -136,7 +155,7 @@ impl Work {
                 });
             }
             Mode::Jittered(jitter) => {
-                let turns = Turns { inner: Box::pin(f()), jitter: jitter.clone(), waiting: None };
+                let turns = Turns { inner: Box::pin(f()), jitter: jitter.of_owner(name), waiting: None };
                 tokio::spawn(async move {
                     turns.await;
                     let _ = ended.send(());
@@ -151,9 +170,21 @@ impl Work {
 struct Jitter {
     entropy: Entropy,
     longest_ms: Arc<AtomicU64>,
+    /// The same of each owner, by its name.
+    owners: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
+}
+
+fn owners(jitter: &Jitter) -> MutexGuard<'_, BTreeMap<String, Arc<AtomicU64>>> {
+    jitter.owners.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Jitter {
+    fn of_owner(&self, name: &str) -> Self {
+        let longest_ms = Arc::new(AtomicU64::new(self.longest_ms.load(Ordering::Relaxed)));
+        owners(self).insert(name.to_owned(), Arc::clone(&longest_ms));
+        Self { longest_ms, ..self.clone() }
+    }
+
     /// Half of all pieces meet an idle core and a cached page.
     fn next(&self) -> Option<Duration> {
         let longest_ms = self.longest_ms.load(Ordering::Relaxed);

@@ -157,6 +157,7 @@ impl Faults {
                 cluster.machines[host].ailing.set(true);
                 return;
             }
+            Kind::LateLog { jitter_ms } => cluster.machines[&Host::Namenode].set_log_jitter(*jitter_ms),
             Kind::DiskFull { host } => cluster.machines[host].disk.resize(0),
             Kind::Flip { host, bytes } => return self.flip(cluster, *host, *bytes),
             Kind::WallJump { host, by_ms } => return cluster.machines[host].jump_wall(*by_ms),
@@ -174,6 +175,7 @@ impl Faults {
             Kind::Freeze { host } => each_other(cluster, *host, |sim, me, other| sim.release(me, other)),
             Kind::Slow { host, .. } => set_latency(cluster, *host, cluster.shape.latency_ms),
             Kind::Busy { host, .. } => cluster.machines[host].set_jitter(cluster.shape.jitter_ms),
+            Kind::LateLog { .. } => cluster.machines[&Host::Namenode].set_log_jitter(cluster.shape.jitter_ms),
             Kind::DiskFull { host } => cluster.machines[host].disk.resize(DISK_BYTES),
             Kind::CutAtSync { host, .. } | Kind::AllCutAtSync { host, .. } => {
                 cluster.machines[host].trip.disarm();

@@ -106,6 +106,13 @@ impl Machine {
         }
     }
 
+    /// From now on the namenode's log takes up to so long for each of its turns, and nothing else does.
+    pub fn set_log_jitter(&self, jitter_ms: u64) {
+        if let Some(work) = &*self.work.borrow() {
+            work.set_owner_jitter("nn-journal", jitter_ms);
+        }
+    }
+
     /// Its process does not start.
     pub fn says_no(&self, why: &str) {
         trace::note(&self.name, format!("does not start: {why}"));

@@ -86,6 +86,8 @@ pub enum Kind {
     DiskError { host: Host, op: DiskOp, after: u64, times: u64 },
     /// Whatever its process does, turns of its owners and disk operations, takes up to this long: the machine has too much to do, or a slow disk.
     Busy { host: Host, jitter_ms: u64 },
+    /// The disk of the namenode's log takes up to this long; the namenode itself is as fast as ever.
+    LateLog { jitter_ms: u64 },
     /// Its disk is full.
     DiskFull { host: Host },
     /// Bits of finalized replicas flip.
@@ -261,21 +263,18 @@ impl Draw {
     /// Faults that mean little alone and much together.
     fn story(&self) -> Vec<Fault> {
         let at_ms = QUIET_MS + self.below(self.shape.safety_ms - QUIET_MS);
-        match self.below(4) {
-            0 | 1 => self.slow_then_dead(Host::Namenode, at_ms),
-            2 => self.slow_then_dead(Host::Datanode(self.sick), at_ms),
+        match self.below(5) {
+            0 => self.slow_then_dead(Host::Namenode, at_ms),
+            1 => self.slow_then_dead(Host::Datanode(self.sick), at_ms),
+            2 | 3 => self.late_log_then_dead(at_ms),
             _ => self.bad_line(at_ms),
         }
     }
 
     /// A machine that does everything late loses power: what it has said, and what it has made durable, are as far apart as can be.
     fn slow_then_dead(&self, host: Host, at_ms: u64) -> Vec<Fault> {
-        // A namenode that is as slow as this hears heartbeats while edits wait for their sync.
-        let crawls = host == Host::Namenode && self.below(2) == 0;
-        let jitter_ms = if crawls { 800 + self.below(1_700) } else { 50 + self.below(350) };
-        let busy = Kind::Busy { host, jitter_ms };
+        let busy = Kind::Busy { host, jitter_ms: 50 + self.below(350) };
         let cut = match self.below(3) {
-            0 | 1 if crawls => Kind::CutAtSync { host, nth: 1 + self.below(3) },
             0 => Kind::PowerCut { host },
             1 => Kind::AllCutAtSync { host, nth: 1 + self.below(6) },
             _ => Kind::CutAtSync { host, nth: 1 + self.below(6) },
@@ -283,6 +282,15 @@ impl Draw {
         let cut_ms = at_ms + 200 + self.below(2_000);
         let fault = |at_ms, for_ms, kind| Fault { at_ms, for_ms, kind };
         vec![fault(at_ms, 2_000 + self.below(3_000), busy), fault(cut_ms, 200 + self.below(3_000), cut)]
+    }
+
+    /// Edits wait for their sync for longer than datanodes between two heartbeats, and then the power goes: whatever was said because of them
+    /// was said too early.
+    fn late_log_then_dead(&self, at_ms: u64) -> Vec<Fault> {
+        let host = Host::Namenode;
+        let late = Fault { at_ms, for_ms: 6_000, kind: Kind::LateLog { jitter_ms: 1_500 + self.below(2_500) } };
+        let cut = Kind::CutAtSync { host, nth: 1 + self.below(3) };
+        vec![late, Fault { at_ms: at_ms + 200 + self.below(1_500), for_ms: 200 + self.below(3_000), kind: cut }]
     }
 
     /// A datanode loses its connection to the namenode again and again, and goes on writing meanwhile.
