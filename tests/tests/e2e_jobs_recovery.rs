@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
 
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cairn_tests::data::{self, sorted_lines};
 use cairn_tests::process::{Process, descendants};
@@ -83,11 +83,15 @@ fn a_job_whose_driver_is_killed_goes_on_where_it_was() {
     let id = wait_maps_done(&cluster, 6);
     driver.kill().unwrap();
     driver.wait().unwrap();
+    let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     cluster.cairn(&["stat", "/counts"]).fails(1);
     wait_state(&cluster, &id, "orphaned");
     let report = cluster.json(&["job", "resume", &id]);
     assert_eq!((&report["state"], &report["drivers"]), (&"succeeded".into(), &2.into()), "{report}");
     assert_eq!(sums(&report), sums(&clean));
+    // Its time is that of both drivers, and between them.
+    let ended_ms = report["submitted_ms"].as_u64().unwrap() + report["wall_ms"].as_u64().unwrap();
+    assert!(u128::from(ended_ms) > killed.as_millis(), "{report}");
     let tasks = report["tasks"].as_array().unwrap();
     // Attempts of the second driver have numbers from a thousand on.
     let kept = tasks.iter().filter(|task| task["kind"] == "map" && task["attempt"].as_u64().unwrap() < 1_000).count();

@@ -113,7 +113,8 @@ fn show(out: &mut Out, view: &JobView) -> Outcome {
         }
         crate::job::show_tasks(out, report)?;
         crate::job::show_counters(out, report)?;
-        return show_slowest(out, report);
+        show_slowest(out, report)?;
+        return report.findings.lines().iter().try_for_each(|line| out.line(line));
     }
     out.line(format!(
         "output {}; submitted {}, {} ago",

@@ -47,7 +47,7 @@ pub async fn run(fs: &FileSystem, spec: JobSpec, observer: JobObserver) -> Resul
     let Submission { written, journal, nodes } =
         submit::submit(fs, &spec, |written| vec![driver_record(written, 1)]).await?;
     let mut driver = Driver::new(fs, written, 1, journal, nodes, observer);
-    driver.started_ms = started_ms;
+    (driver.began_ms, driver.started_ms) = (started_ms, started_ms.cast_signed());
     driver.drive().await
 }
 
@@ -93,8 +93,10 @@ pub(super) struct Driver<'a> {
     pub(super) totals: JobProgress,
     told_ms: u64,
     beat_ms: u64,
-    /// When the job was submitted, by this driver's clock.
-    pub(super) started_ms: u64,
+    /// When the job was submitted, by this driver's clock; less than 0 if that was before the clock began.
+    started_ms: i64,
+    /// When this driver began.
+    began_ms: u64,
     /// When each phase began.
     phase_starts: BTreeMap<u8, u64>,
 }
@@ -146,7 +148,8 @@ impl<'a> Driver<'a> {
             totals,
             told_ms: 0,
             beat_ms: clock.mono_ms(),
-            started_ms: clock.mono_ms().saturating_sub(since_ms),
+            started_ms: clock.mono_ms().cast_signed().saturating_sub_unsigned(since_ms),
+            began_ms: clock.mono_ms(),
             phase_starts: BTreeMap::new(),
         }
     }
@@ -169,6 +172,11 @@ impl<'a> Driver<'a> {
 
     pub(super) fn now_ms(&self) -> u64 {
         self.fs.env().clock.mono_ms()
+    }
+
+    /// Since the job was submitted.
+    pub(super) fn elapsed_ms(&self, now_ms: u64) -> u64 {
+        u64::try_from(now_ms.cast_signed().saturating_sub(self.started_ms)).unwrap_or(0)
     }
 
     pub(super) fn job(&self) -> &pb::JobDescription {
@@ -195,7 +203,7 @@ impl<'a> Driver<'a> {
                 Standing::Failed(error) => return Ended::Failed(error),
                 Standing::AllDone => break,
             }
-            if limit_ms > 0 && now_ms.saturating_sub(self.started_ms) > limit_ms {
+            if limit_ms > 0 && self.elapsed_ms(now_ms) > limit_ms {
                 let id = &self.job().job_id;
                 let text = format!("job {id} was stopped: its time limit is {} s", limit_ms.div_ceil(1_000));
                 return Ended::Failed(Error::new(ErrorCode::JobFailed, text).with_subject(id));
@@ -355,7 +363,7 @@ impl<'a> Driver<'a> {
         self.phase_starts.entry(phase as u8).or_insert(now_ms);
         self.totals.phase = phase;
         self.observer.progress.send_replace(self.totals);
-        self.status.send_replace(self.totals.to_wire(now_ms.saturating_sub(self.started_ms)));
+        self.status.send_replace(self.totals.to_wire(self.elapsed_ms(now_ms)));
     }
 
     fn tell(&mut self, always: bool) {
@@ -463,7 +471,7 @@ impl<'a> Driver<'a> {
         let reduce = start(Phase::Reduce).unwrap_or(commit);
         let map = start(Phase::Map).unwrap_or(reduce);
         PhaseTimes {
-            plan_ms: map.saturating_sub(self.started_ms),
+            plan_ms: map.saturating_sub(self.began_ms),
             map_ms: reduce.saturating_sub(map),
             reduce_ms: commit.saturating_sub(reduce),
             commit_ms: now_ms.saturating_sub(commit),

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
-/// How long one question for news may wait at the node.
-const WATCH_MS: u32 = 5_000;
+/// How long one question for news may wait at the node. With it the node learns how the job stands: longer, and it tells people old news; shorter:
+/// more questions.
+const WATCH_MS: u32 = 1_000;
 /// An answer that takes this much longer will not come.
 const ANSWER_MS: u64 = 10_000;
 /// Pauses between attempts to reach a node before it is taken for lost.

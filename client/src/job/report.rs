@@ -126,7 +126,7 @@ impl PartitionSummary {
     }
 }
 
-/// Wall time by phase, milliseconds.
+/// Wall time by phase, milliseconds; of a job that was taken over, of its last driver.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct PhaseTimes {
@@ -252,7 +252,7 @@ impl JobReport {
             submitted_ms: driver.written.submitted_ms,
             drivers: driver.epoch,
             state,
-            wall_ms: now_ms.saturating_sub(driver.started_ms),
+            wall_ms: driver.elapsed_ms(now_ms),
             map: MapSummary { tasks: driver.totals.maps, attempts_failed: maps_failed, ..MapSummary::default() },
             reduce: ReduceSummary { tasks: driver.totals.reduces, attempts_failed: reduces_failed },
             bytes: Default::default(),

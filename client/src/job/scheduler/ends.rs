@@ -69,6 +69,10 @@ impl Scheduler {
     /// The node has no free slot after all (another job has them); it says when it is our turn.
     pub fn refused(&mut self, node: &str, id: &pb::TaskId, now_ms: u64) {
         self.take_off(node, id, now_ms, now_ms);
+        // It was not started, so its number is free; on a busy cluster there would else be no end of them.
+        if let Some(task) = self.task(id).filter(|task| task.next_attempt == id.attempt + 1) {
+            task.next_attempt = id.attempt;
+        }
         // An offer that came since the attempt was launched is for it, though the refusal was heard later.
         let node = self.nodes.get_mut(node).filter(|node| !matches!(node.asking, Asking::Offered { .. }));
         if let Some(node) = node {

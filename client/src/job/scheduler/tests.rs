@@ -201,6 +201,19 @@ fn a_node_says_when_it_is_our_turn() {
     assert_eq!(scheduler.standing(), Standing::AllDone);
 }
 
+#[test]
+fn waiting_uses_up_no_numbers() {
+    let mut scheduler = Scheduler::new(Rules::new("j", 0), vec![split(&[0], 1)], nodes(2, 1, 1));
+    let mut now = 0;
+    for _ in 0..2 * ATTEMPTS_PER_EPOCH {
+        for started in scheduler.assign(now) {
+            assert_eq!(started.task.attempt, 0);
+            scheduler.refused(&started.node, &started.task, now);
+        }
+        now = scheduler.next_look_ms(now).unwrap();
+    }
+}
+
 fn scheduler_take(scheduler: &mut Scheduler, now_ms: u64) -> Assignment {
     scheduler.assign(now_ms).remove(0)
 }
