@@ -80,7 +80,7 @@ pub struct Collected {
 }
 
 /// Adds up counts where no table does.
-struct Adding;
+pub(super) struct Adding;
 
 impl Combiner for Adding {
     fn combine(

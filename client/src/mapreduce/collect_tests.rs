@@ -10,6 +10,7 @@ use cairn_proto::{Result, pb};
 use proptest::prelude::*;
 
 use super::builtin;
+use super::collect::Adding;
 use super::input::{BatchReader, Feed};
 use super::output::OutputNames;
 use super::output::tests::MemorySink;
@@ -164,20 +165,6 @@ fn spills_work_beyond_memory_and_are_counted() {
         let combined = counters.get(counter::RECORDS_COMBINE_OUT);
         assert_eq!(combined, if combine { 16_000 } else { 120_000 });
         assert_eq!(counters.get(counter::REDUCE_RECORDS), combined);
-    }
-}
-
-/// Joins counts as a user's combiner would.
-struct Adding;
-
-impl Combiner for Adding {
-    fn combine(
-        &mut self,
-        _key: &[u8],
-        values: &mut Values<'_>,
-        emit: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        emit(encode_count(values.sum()?, &mut [0; 10]))
     }
 }
 

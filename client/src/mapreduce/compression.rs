@@ -231,18 +231,7 @@ impl Compressor {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Pieces {
-        rest: Bytes,
-        step: usize,
-    }
-
-    impl Feed for Pieces {
-        fn next(&mut self) -> Result<Option<Bytes>> {
-            let step = self.step.min(self.rest.len());
-            Ok((step > 0).then(|| self.rest.split_to(step)))
-        }
-    }
+    use crate::mapreduce::testing::Pieces;
 
     const KINDS: [Compression; 3] = [Compression::Gzip, Compression::Bzip2, Compression::Zstd];
 
@@ -257,7 +246,7 @@ mod tests {
     }
 
     fn decompress(kind: Compression, file: &[u8], step: usize) -> Result<Vec<u8>> {
-        let feed = Box::new(Pieces { rest: Bytes::copy_from_slice(file), step });
+        let feed = Box::new(Pieces::of(file, step));
         let mut decompress = Decompress::new(kind, "/f".into(), feed)?;
         let mut out = Vec::new();
         while let Some(piece) = decompress.next()? {

@@ -250,25 +250,10 @@ fn is_whole(mut raw: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mapreduce::testing::Pieces;
     use cairn_proto::Error;
 
     type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
-
-    struct Pieces {
-        head: Option<Bytes>,
-        rest: Bytes,
-        step: usize,
-    }
-
-    impl Feed for Pieces {
-        fn next(&mut self) -> Result<Option<Bytes>> {
-            if let Some(head) = self.head.take() {
-                return Ok(Some(head));
-            }
-            let step = self.step.min(self.rest.len());
-            Ok((step > 0).then(|| self.rest.split_to(step)))
-        }
-    }
 
     fn write(pairs: &Pairs) -> Vec<u8> {
         let mut out = Vec::new();
@@ -287,8 +272,8 @@ mod tests {
         let split =
             pb::Split { path: "/f".into(), offset: from as u64, length: (to - from) as u64, ..Default::default() };
         let start = (feed_start(&split) as usize).min(file.len());
-        let head = Some(Bytes::copy_from_slice(&file[..file.len().min(HEADER_BYTES as usize)]));
-        let feed = Pieces { head, rest: Bytes::copy_from_slice(&file[start..]), step };
+        let head = &file[..file.len().min(HEADER_BYTES as usize)];
+        let feed = Pieces::of(&file[start..], step).after(head);
         let mut reader = ContainerReader::new(&split, Box::new(feed));
         let mut out = Vec::new();
         while let Some(batch) = reader.next()? {

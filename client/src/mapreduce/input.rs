@@ -342,25 +342,14 @@ impl NumberReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Pieces {
-        rest: Bytes,
-        step: usize,
-    }
-
-    impl Feed for Pieces {
-        fn next(&mut self) -> Result<Option<Bytes>> {
-            let take = self.step.min(self.rest.len());
-            Ok((take > 0).then(|| self.rest.split_to(take)))
-        }
-    }
+    use crate::mapreduce::testing::Pieces;
 
     type Found = (u64, Vec<u8>, Vec<u8>);
 
     fn records(file: &[u8], from: u64, to: u64, format: InputFormat, step: usize) -> Result<Vec<Found>> {
         let split = pb::Split { path: "/f".into(), offset: from, length: to - from, ..Default::default() };
         let start = feed_start(&split, format).min(file.len() as u64);
-        let feed = Pieces { rest: Bytes::copy_from_slice(&file[start as usize..]), step };
+        let feed = Pieces::of(&file[start as usize..], step);
         let mut reader = BatchReader::new(&split, format, 1_000, feed)?;
         let mut out = Vec::new();
         while let Some(batch) = reader.next()? {
@@ -419,7 +408,7 @@ mod tests {
         {
             let split = pb::Split { path: "/f.gz".into(), length: file.len() as u64, ..Default::default() };
             assert_eq!((feed_start(&split, format), format.is_splittable("/f.gz")), (0, false));
-            let feed = Pieces { rest: file.clone().into(), step: 1_000 };
+            let feed = Pieces::of(&file, 1_000);
             let mut reader = BatchReader::new(&split, format, 1_000, feed).unwrap();
             let mut found = 0;
             while let Some(batch) = reader.next().unwrap() {

@@ -40,6 +40,8 @@ pub mod sort;
 pub mod streaming;
 pub mod table;
 pub mod tera;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod typed;
 pub mod wordcount;

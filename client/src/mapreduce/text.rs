@@ -196,24 +196,12 @@ impl<F: Feed> SplitReader<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mapreduce::testing::Pieces;
     use proptest::prelude::*;
-
-    struct Pieces<'a> {
-        rest: &'a [u8],
-        step: usize,
-    }
-
-    impl Feed for Pieces<'_> {
-        fn next(&mut self) -> Result<Option<Bytes>> {
-            let (piece, rest) = self.rest.split_at(self.step.min(self.rest.len()));
-            self.rest = rest;
-            Ok((!piece.is_empty()).then(|| Bytes::copy_from_slice(piece)))
-        }
-    }
 
     fn records(text: &[u8], from: usize, to: usize, delimiter: Delimiter, step: usize) -> Vec<(u64, Vec<u8>)> {
         let split = pb::Split { offset: from as u64, length: (to - from) as u64, ..Default::default() };
-        let feed = Pieces { rest: &text[from.saturating_sub(1)..], step };
+        let feed = Pieces::of(&text[from.saturating_sub(1)..], step);
         let mut reader = SplitReader::new(&split, delimiter, Cut::Delimiter(delimiter), feed);
         let mut out = Vec::new();
         while let Some(batch) = reader.next().unwrap() {
@@ -291,7 +279,7 @@ mod tests {
         let text = vec![b'x'; MAX_RECORD_BYTES + 10];
         let split = pb::Split { path: "/f".into(), length: text.len() as u64, ..Default::default() };
         let cut = Cut::Delimiter(Delimiter::Newline);
-        let mut reader = SplitReader::new(&split, Delimiter::Newline, cut, Pieces { rest: &text, step: 1 << 20 });
+        let mut reader = SplitReader::new(&split, Delimiter::Newline, cut, Pieces::of(&text, 1 << 20));
         let error = reader.next().unwrap_err();
         assert!(error.message().contains("/f: the line that starts at byte 0"), "{error}");
     }
