@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::commit;
 use super::history;
 use super::journal::{Journal, Written, staging_path};
-use super::node::{Command, LinkTarget, News, NodeLink, NodeNews};
+use super::node::{Command, LinkTarget, NodeLink, NodeNews};
 use super::report::{JobReport, JobState, Locality, PhaseTimes};
 use super::scheduler::{ATTEMPTS_PER_EPOCH, Assignment, NodeInfo, Rules, Scheduler, Standing};
 use super::spec::{self, JobObserver, JobProgress, JobSpec, Phase};
@@ -99,6 +99,8 @@ pub(super) struct Driver<'a> {
     began_ms: u64,
     /// When each phase began.
     phase_starts: BTreeMap<u8, u64>,
+    /// Nodes that have not said yet what they hold of the job.
+    pub(super) silent: BTreeSet<String>,
 }
 
 impl<'a> Driver<'a> {
@@ -151,6 +153,7 @@ impl<'a> Driver<'a> {
             started_ms: clock.mono_ms().cast_signed().saturating_sub_unsigned(since_ms),
             began_ms: clock.mono_ms(),
             phase_starts: BTreeMap::new(),
+            silent: BTreeSet::new(),
         }
     }
 
@@ -256,9 +259,9 @@ impl<'a> Driver<'a> {
     /// A driver that takes over hears first what the nodes hold and run of the job.
     async fn meet_nodes(&mut self) -> Option<Ended> {
         self.link_all();
-        let mut silent: BTreeSet<String> = self.scheduler.node_ids().into_iter().collect();
+        self.silent = self.scheduler.node_ids().into_iter().collect();
         let deadline_ms = self.now_ms() + MEET_LIMIT.as_millis() as u64;
-        while !silent.is_empty() {
+        while !self.silent.is_empty() {
             let left_ms = deadline_ms.saturating_sub(self.now_ms());
             let event = tokio::select! {
                 biased;
@@ -266,9 +269,6 @@ impl<'a> Driver<'a> {
                 event = self.news.recv() => event,
                 () = self.fs.env().clock.sleep(Duration::from_millis(left_ms)) => break,
             };
-            if let Some((node, News::Registered { .. } | News::Lost(_))) = &event {
-                silent.remove(node);
-            }
             if let Some(ended) = self.take_all(event).await {
                 return Some(ended);
             }

@@ -29,6 +29,9 @@ impl Driver<'_> {
 
     async fn take(&mut self, node: &str, news: News, accepted: &mut Vec<Record>) -> std::result::Result<(), Ended> {
         let now_ms = self.now_ms();
+        if matches!(news, News::Registered { .. } | News::Lost(_)) {
+            self.silent.remove(node);
+        }
         match news {
             News::Registered { held, running } => self.scheduler.registered(node, &held, &running, now_ms),
             News::Refused(task) => self.scheduler.refused(node, &task, now_ms),

@@ -47,10 +47,15 @@ impl Core {
             permission: inode.mode(),
             modified_ms: inode.modified_ms,
             accessed_ms: inode.accessed_ms,
-            children: inode.child_count() as u64,
+            children: (inode.child_count() - usize::from(id == ROOT && self.system_directory().is_some())) as u64,
             open: inode.is_open(),
             blocks: Vec::new(),
         })
+    }
+
+    /// The system's own directory: no entry of the root's that people have to look at, or that is counted with them.
+    fn system_directory(&self) -> Option<u64> {
+        self.tree.child(ROOT, SYSTEM_NAME)
     }
 
     /// Sum of the lengths that writers have said.
@@ -113,8 +118,7 @@ impl Core {
             if request.with_locations { self.settings.list_limit_with_locations } else { self.settings.list_limit };
         let limit = if request.limit == 0 { most } else { request.limit.min(most) } as usize;
         let (before, ids) = self.tree.children_after(id, &request.start_after);
-        // The system's own directory is no entry of the root's that people have to look at.
-        let system = if id == ROOT { self.tree.child(ROOT, SYSTEM_NAME) } else { None };
+        let system = if id == ROOT { self.system_directory() } else { None };
         let hidden = usize::from(system.is_some() && *SYSTEM_NAME.as_bytes() > *request.start_after);
         let mut entries = Vec::new();
         let mut blocks = 0;

@@ -44,6 +44,9 @@ fn every_user_may_keep_jobs_in_the_system_directory_and_nothing_else() {
         0,
         "it is not listed"
     );
+    assert_eq!(world.status("/").unwrap().children, 0, "nor counted");
+    world.mkdirs("root", "/seen", 0o755).unwrap();
+    assert_eq!(world.status("/").unwrap().children, 1);
     world.restart();
     assert_eq!(world.status("/.cairn/history/j1").unwrap().owner, "ann");
 }
