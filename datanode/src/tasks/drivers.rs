@@ -9,12 +9,11 @@ use std::process::Stdio;
 use cairn_common::durable::OpenMode;
 use cairn_common::process;
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::process::Command;
 
 use super::job::check_job_id;
 use super::logs::{DRIVER_LOG, make_folders};
 use super::owner::{Event, Owner};
-use super::worker::{clean_environment, die_with_parent};
+use super::worker::child;
 
 /// Drivers at once on one node.
 const MAX_DRIVERS: usize = 64;
@@ -61,27 +60,10 @@ impl Owner {
         dir: PathBuf,
         log: &std::path::Path,
     ) -> std::io::Result<u32> {
-        let mut command = match self.settings.driver_command.split_first() {
-            Some((program, arguments)) => {
-                let mut command = Command::new(program);
-                command.args(arguments);
-                command
-            }
-            None => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.args(["job", "resume"]);
-                command
-            }
-        };
+        let mut command = child(&self.settings.driver_command, &["job", "resume"], &dir, self.account)?;
         command.arg("--namenode").arg(&request.namenode).arg("--user").arg(user).arg("--").arg(&request.job_id);
         let output = std::fs::OpenOptions::new().append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        command.current_dir(&dir).process_group(0).kill_on_drop(true);
-        clean_environment(&mut command, &dir);
-        die_with_parent(&mut command);
-        if let Some(account) = self.account {
-            command.uid(account.uid).gid(account.gid);
-        }
         let mut child = command.spawn()?;
         let (pid, events, job_id) = (child.id().unwrap_or_default(), self.events.clone(), request.job_id.clone());
         tokio::spawn(async move {

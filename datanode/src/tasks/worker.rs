@@ -62,26 +62,8 @@ pub fn start(
 }
 
 fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
-    let mut command = match start.command.split_first() {
-        Some((program, arguments)) => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            command
-        }
-        None => {
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg("task-worker");
-            command
-        }
-    };
+    let mut command = child(start.command, &["task-worker"], start.dir, start.account)?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.current_dir(start.dir).process_group(0).kill_on_drop(true);
-    clean_environment(&mut command, start.dir);
-    die_with_parent(&mut command);
-    if let Some(account) = start.account {
-        // Other groups than the primary one are given up as well.
-        command.uid(account.uid).gid(account.gid);
-    }
     if let Some(group) = start.group {
         let entrance = group.entrance()?;
         // SAFETY: between fork and exec only one write to an open descriptor is made.
@@ -95,9 +77,34 @@ fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
     command.spawn()
 }
 
+/// What starts a child of the executor in `dir`: the command that was set, or this program with the arguments `own`. It leads a process group of
+/// its own, dies with the daemon, and runs under the account that is given.
+pub fn child(set: &[String], own: &[&str], dir: &Path, account: Option<Account>) -> std::io::Result<Command> {
+    let mut command = match set.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        None => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(own);
+            command
+        }
+    };
+    command.current_dir(dir).process_group(0).kill_on_drop(true);
+    clean_environment(&mut command, dir);
+    die_with_parent(&mut command);
+    if let Some(account) = account {
+        // Other groups than the primary one are given up as well.
+        command.uid(account.uid).gid(account.gid);
+    }
+    Ok(command)
+}
+
 /// A child sees nothing of the daemon's environment but the path. The allocator is told to keep few arenas and to give large pieces back, since
 /// the resident size is what counts.
-pub fn clean_environment(command: &mut Command, dir: &Path) {
+fn clean_environment(command: &mut Command, dir: &Path) {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
     command.env("HOME", dir).env("TMPDIR", dir).env("LANG", "C.UTF-8");
     command
@@ -110,7 +117,7 @@ pub fn clean_environment(command: &mut Command, dir: &Path) {
 }
 
 /// The child gains no privileges, and ends when the thread that makes it does.
-pub fn die_with_parent(command: &mut Command) {
+fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, _exit.
     unsafe {
