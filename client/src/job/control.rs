@@ -16,7 +16,7 @@ use super::plan::live_nodes;
 use super::report::JobReport;
 use super::scheduler::NodeInfo;
 use super::spec::{JobObserver, JobSpec};
-use super::submit::{self, About, Submission};
+use super::submit::{self, Submission};
 use crate::fs::FileSystem;
 
 /// How long a takeover waits for a driver that seems to live to turn out to be dead.
@@ -227,25 +227,24 @@ pub fn short_name(task: &pb::TaskId) -> String {
 /// How a job stands, running or over.
 pub async fn status(fs: &FileSystem, job_id: &str) -> Result<JobView> {
     if let Ok(report) = history::report(fs, job_id).await {
-        return Ok(JobView {
-            entry: history::ended_entry(&report),
-            epoch: 0,
-            driver: String::new(),
-            phase: "ended".into(),
-            bytes: report.bytes.read,
-            bytes_done: report.bytes.read,
-            attempts_failed: report.map.attempts_failed + report.reduce.attempts_failed,
-            attempts: Vec::new(),
-            waiting: 0,
-            report: Some(report),
-        });
+        return Ok(ended_view(report));
     }
-    check_active(fs, job_id).await?;
-    let folder = journal::folder(job_id);
-    let about: About = history::read_json(fs, &join(&folder, "about")).await?;
+    let about = match history::about(fs, job_id).await {
+        Err(error) if error.code() == ErrorCode::FileNotFound => return Err(unknown(job_id)),
+        found => found?,
+    };
+    if about.ended.is_some() {
+        // While it was looked for.
+        return history::report(fs, job_id).await.map(ended_view);
+    }
     let on_nodes = contact::jobs(fs, job_id).await?;
     // Only the job's own user may read its journal; the others see what the nodes tell.
-    let written = journal::read(fs, &folder).await.ok().flatten().map(|(written, _)| written).unwrap_or_default();
+    let written = journal::read(fs, &journal::folder(job_id))
+        .await
+        .ok()
+        .flatten()
+        .map(|(written, _)| written)
+        .unwrap_or_default();
     let told = on_nodes.iter().filter(|(_, job)| job.status.is_some()).min_by_key(|(_, job)| job.status_age_ms);
     let progress = told.and_then(|(_, job)| job.status.clone()).or(written.beat).unwrap_or_default();
     let attempts = on_nodes.iter().flat_map(|(node, job)| {
@@ -274,6 +273,21 @@ pub async fn status(fs: &FileSystem, job_id: &str) -> Result<JobView> {
         waiting: on_nodes.iter().map(|(_, job)| job.waiting).sum(),
         report: None,
     })
+}
+
+fn ended_view(report: JobReport) -> JobView {
+    JobView {
+        entry: history::ended_entry(&report),
+        epoch: 0,
+        driver: String::new(),
+        phase: "ended".into(),
+        bytes: report.bytes.read,
+        bytes_done: report.bytes.read,
+        attempts_failed: report.map.attempts_failed + report.reduce.attempts_failed,
+        attempts: Vec::new(),
+        waiting: 0,
+        report: Some(report),
+    }
 }
 
 /// What an attempt, or a detached driver, has written to its standard error.

@@ -156,6 +156,16 @@ pub async fn report(fs: &FileSystem, job_id: &str) -> Result<JobReport> {
     read_json(fs, &format!("{HISTORY}/{job_id}/report")).await
 }
 
+/// What everybody may know of a job, running or over; it may end, and its folder move, while somebody looks.
+pub(super) async fn about(fs: &FileSystem, job_id: &str) -> Result<About> {
+    match read_json(fs, &format!("{JOBS}/{job_id}/about")).await {
+        Err(error) if error.code() == ErrorCode::FileNotFound => {
+            read_json(fs, &format!("{HISTORY}/{job_id}/about")).await
+        }
+        found => found,
+    }
+}
+
 /// A driver that has lost its job to another one: if that one has ended it, its report says how.
 pub(super) async fn after_supersession(fs: &FileSystem, job_id: &str, error: Error) -> Result<JobReport> {
     let clock = &fs.env().clock;
@@ -182,7 +192,10 @@ pub async fn list(fs: &FileSystem, limit: usize) -> Result<Vec<JobEntry>> {
     over.sort_by(|a, b| b.path.cmp(&a.path));
     over.truncate(limit);
     let unfinished = active.iter().map(|entry| async {
-        let about: About = read_json(fs, &format!("{}/about", entry.path)).await.ok()?;
+        let about = about(fs, name_of(entry)).await.ok()?;
+        if about.ended.is_some() {
+            return about.ended;
+        }
         let of_job: Vec<_> = on_nodes.iter().filter(|(_, job)| job.job_id == about.id).collect();
         Some(active_entry(about, &of_job, now_ms))
     });

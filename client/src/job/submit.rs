@@ -12,7 +12,7 @@ use super::journal::{self, HISTORY, Journal, Written};
 use super::plan;
 use super::scheduler::NodeInfo;
 use super::spec::JobSpec;
-use crate::fs::{CreateOptions, FileSystem};
+use crate::fs::{CreateOptions, FileSystem, RenameMode};
 
 /// What everybody may know of a job: the file `about` in its folder.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -164,12 +164,14 @@ pub(super) async fn withdraw(fs: &FileSystem, submitted: &pb::JobSubmitted) {
     let _ = fs.delete(&journal::folder(job_id), true).await;
 }
 
-/// Writes a small file for everybody to read.
+/// Writes a small file for everybody to read. Who reads it meanwhile finds the old text or the new one, whole.
 pub(super) async fn write_json(fs: &FileSystem, path: &str, value: &impl Serialize) -> Result<()> {
     let text =
         serde_json::to_vec(value).map_err(|error| Error::new(ErrorCode::Internal, format!("{path}: {error}")))?;
+    let aside = format!("{path}.new");
     let options = CreateOptions { overwrite: true, ..CreateOptions::default() };
-    let mut file = fs.create(path, options).await?;
+    let mut file = fs.create(&aside, options).await?;
     file.write(&text).await?;
-    file.close().await.map(drop)
+    file.close().await?;
+    fs.rename(&aside, path, RenameMode::Overwrite).await
 }
