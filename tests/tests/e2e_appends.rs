@@ -245,6 +245,21 @@ fn a_datanode_that_was_away_during_a_cut_does_not_bring_the_old_bytes_back() {
 }
 
 #[test]
+fn a_cut_that_waits_for_its_datanode_says_so_and_ends_when_the_node_is_back() {
+    let mut cluster = Cluster::small();
+    let bytes = data::random(7, BLOCK);
+    cluster.put("/f", &bytes, &["--replication", "1"]);
+    let only = cluster.datanode(&cluster.blocks("/f")[0]["replicas"][0]);
+    cluster.kill_datanode(only);
+    cluster.cairn(&["truncate", "--timeout", "1", "/f", "700000"]).fails_naming(1, &["/f", "700000", "not cut yet"]);
+    cluster.restart_datanode(only);
+    wait_until("the file is closed again", Duration::from_secs(60), || {
+        cluster.cairn(&["stat", "/f"]).ok().lines().any(|line| line.starts_with("open:") && line.ends_with("no"))
+    });
+    assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes[..700_000]));
+}
+
+#[test]
 fn concat_joins_files_without_moving_bytes() {
     let cluster = Cluster::small();
     let parts: Vec<Vec<u8>> = (0..4).map(|k| data::random(20 + k, 500_000 + k as usize * 400_000)).collect();
