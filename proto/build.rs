@@ -10,6 +10,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/cairn/v1/task.proto",
         "proto/cairn/v1/job.proto",
         "proto/cairn/v1/edit.proto",
+        "proto/hadoop/rpc.proto",
+        "proto/hadoop/hdfs.proto",
+        "proto/hadoop/acl.proto",
+        "proto/hadoop/namenode.proto",
+        "proto/hadoop/datatransfer.proto",
+        "proto/hadoop/datanode.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

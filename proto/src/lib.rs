@@ -1,6 +1,7 @@
 //! Everything two Cairn processes must agree on.
 //!
 //! * [`pb`]: the messages (and, with the feature `grpc`, the services) generated from `proto/cairn/v1/*.proto`
+//! * [`hadoop`]: the messages of HDFS's protocols, generated from `proto/hadoop/*.proto`
 //! * [`ids`]: block, inode, generation, transaction and epoch numbers as types of their own
 //! * [`error`]: the typed error, its kinds, and its one mapping to gRPC codes and Hadoop exception classes
 //! * [`path`]: what an absolute path and a name may be
@@ -17,6 +18,7 @@ pub mod blockfile;
 pub mod dataplane;
 pub mod error;
 pub mod frame;
+pub mod hadoop;
 pub mod handshake;
 pub mod ids;
 pub mod mapoutput;
