@@ -372,6 +372,9 @@ impl Namenode for FakeNamenode {
     async fn content_summary(&self, _: Request<pb::ContentSummaryRequest>) -> Answer<pb::ContentSummaryResponse> {
         Err(Status::unimplemented("fake"))
     }
+    async fn check_access(&self, _: Request<pb::CheckAccessRequest>) -> Answer<pb::CheckAccessResponse> {
+        Err(Status::unimplemented("fake"))
+    }
     async fn rename(&self, _: Request<pb::RenameRequest>) -> Answer<pb::RenameResponse> {
         Err(Status::unimplemented("fake"))
     }

@@ -228,6 +228,7 @@ impl Core {
                 Ok(()) => Outcome::Later,
                 Err(error) => Outcome::Done(Err(error)),
             },
+            R::CheckAccess(r) => done(self.may_access(&who, r)),
             R::GetServerDefaults(_) => done(Ok(self.server_defaults())),
             R::ClusterReport(_) => {
                 self.unsynced.depend(self.last_txid);

@@ -95,6 +95,7 @@ impl ClientRequest {
                 | Self::List(_)
                 | Self::GetBlockLocations(_)
                 | Self::ContentSummary(_)
+                | Self::CheckAccess(_)
                 | Self::ReportBadReplica(_)
                 | Self::ClusterReport(_)
                 | Self::SafeMode(_)
@@ -137,6 +138,8 @@ calls! {
     GetBlockLocations(GetBlockLocationsRequest, GetBlockLocationsResponse),
     /// Sums over a tree.
     ContentSummary(ContentSummaryRequest, ContentSummaryResponse),
+    /// Whether a caller may do something.
+    CheckAccess(CheckAccessRequest, CheckAccessResponse),
     /// Makes a directory.
     Mkdirs(MkdirsRequest, MkdirsResponse),
     /// Moves an entry.

@@ -9,7 +9,7 @@ use super::blocks::StorageIndex;
 use super::codec::Random;
 use super::inode::Inode;
 use super::nodes::rack_distance;
-use super::permissions::{EXECUTE, READ, Who, not_a_directory};
+use super::permissions::{EXECUTE, READ, WRITE, Who, not_a_directory};
 use super::tree::ROOT;
 use super::{Core, Turn};
 
@@ -91,6 +91,21 @@ impl Core {
     ) -> Result<pb::GetStatusResponse, Error> {
         let id = self.find(who, &request.path)?;
         Ok(pb::GetStatusResponse { status: self.status(id, &request.path) })
+    }
+
+    /// Tells whether the caller has an access (bits of `permissions`) to what is at the path.
+    pub(super) fn may_access(
+        &self,
+        who: &Who<'_>,
+        request: &pb::CheckAccessRequest,
+    ) -> Result<pb::CheckAccessResponse, Error> {
+        if request.access & !(READ | WRITE | EXECUTE) != 0 {
+            let message = format!("{} is no access: read is 4, write 2, execute 1", request.access);
+            return Err(Error::new(ErrorCode::InvalidArgument, message).with_subject(&request.path));
+        }
+        let id = self.find(who, &request.path)?;
+        self.check_access(who, id, request.access)?;
+        Ok(pb::CheckAccessResponse {})
     }
 
     pub(super) fn list(

@@ -236,6 +236,7 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
         | R::GetBlockLocations(_)
         | R::ContentSummary(_)
         | R::ReportBadReplica(_)
+        | R::CheckAccess(_)
         | R::ClusterReport(_)
         | R::SafeMode(_)
         | R::ConfirmRestore(_) => &None,

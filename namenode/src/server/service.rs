@@ -177,6 +177,7 @@ forward! {
     list(ListRequest) -> ListResponse;
     get_block_locations(GetBlockLocationsRequest) -> GetBlockLocationsResponse;
     content_summary(ContentSummaryRequest) -> ContentSummaryResponse;
+    check_access(CheckAccessRequest) -> CheckAccessResponse;
     mkdirs(MkdirsRequest) -> MkdirsResponse;
     rename(RenameRequest) -> RenameResponse;
     delete(DeleteRequest) -> DeleteResponse;

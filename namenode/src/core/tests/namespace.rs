@@ -269,3 +269,24 @@ fn content_summary_counts_a_tree_in_turns() {
     let reply = world.send("root", pb::ContentSummaryRequest { path: "/none".into() });
     assert_eq!(code(world.answer(reply).unwrap()), ErrorCode::FileNotFound);
 }
+
+#[test]
+fn access_is_checked_as_by_the_operations_themselves() {
+    let mut world = World::new();
+    world.mkdirs("root", "/d", 0o755).unwrap();
+    world.mkdirs("root", "/d/shut", 0o750).unwrap();
+    world.mkdirs("root", "/d/shut/below", 0o777).unwrap();
+    let mut ask = |user: &str, path: &str, access: u32| {
+        world.call::<pb::CheckAccessResponse>(user, pb::CheckAccessRequest { path: path.into(), access })
+    };
+    assert!(ask("root", "/d/shut", 7).is_ok(), "the superuser may do everything");
+    assert!(ask("ann", "/d", 5).is_ok());
+    let denied = ask("ann", "/d", 2).unwrap_err();
+    assert_eq!(denied.code(), ErrorCode::PermissionDenied);
+    assert!(denied.message().contains("access=WRITE, inode=\"/d\""), "{denied}");
+    assert!(ask("ann", "/d/shut", 0).is_ok(), "it is there");
+    assert_eq!(code(ask("ann", "/d/shut", 4)), ErrorCode::PermissionDenied);
+    assert_eq!(code(ask("ann", "/d/shut/below", 0)), ErrorCode::PermissionDenied, "the way to it is shut");
+    assert_eq!(code(ask("root", "/none", 0)), ErrorCode::FileNotFound);
+    assert_eq!(code(ask("root", "/d", 8)), ErrorCode::InvalidArgument);
+}
