@@ -10,6 +10,7 @@
 //! * [`dataplane`]: operations, write markers and acks of the data plane
 //! * [`mapoutput`]: what a map task leaves for the reducers
 //! * [`handshake`]: the first bytes of each of our own connections
+//! * [`webhdfs`]: parameters, paths and errors of the file system over HTTP
 //!
 //! Nothing here does I/O, and nothing here depends on another crate of Cairn.
 
@@ -24,6 +25,7 @@ pub mod ids;
 pub mod mapoutput;
 pub mod path;
 pub mod position;
+pub mod webhdfs;
 
 /// Generated messages and services.
 #[allow(missing_docs, clippy::all)]
