@@ -26,8 +26,11 @@ pub struct NamenodeSettings {
     pub restore: Option<RestorePlan>,
     /// Where to serve RPC, "IP:PORT"; port 0 takes a free one.
     pub listen: String,
-    /// Where to serve status and metrics over HTTP; absent: nowhere.
+    /// Where to serve WebHDFS, status and metrics over HTTP; absent: nowhere.
     pub http: Option<String>,
+    /// Names by which HTTP clients may call this machine, beside its own and IP addresses. Requests for other names are refused: a web page can
+    /// give a loopback address any name.
+    pub http_names: Vec<String>,
     /// Serve addresses off loopback although nobody is authenticated: whoever reaches the port can be any user.
     pub insecure: bool,
     /// Group whose members have all rights.
@@ -69,6 +72,7 @@ impl Default for NamenodeSettings {
             restore: None,
             listen: "127.0.0.1:8020".into(),
             http: None,
+            http_names: Vec::new(),
             insecure: false,
             supergroup: "supergroup".into(),
             core: CoreSettings::default(),

@@ -1,34 +1,28 @@
-//! Status and metrics over HTTP: `/` (JSON), `/metrics` (Prometheus text), `/health`.
+//! HTTP: the file system as WebHDFS below `/webhdfs/v1`, status and metrics: `/` (JSON), `/metrics` (Prometheus text), `/health`.
 //!
-//! A request with an `Origin` header is refused: a web page must not reach a cluster on loopback.
+//! Requests of web pages are refused: a page must not reach a cluster on loopback.
 
 mod metrics;
 mod status;
+mod webhdfs;
 
-use std::convert::Infallible;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use cairn_common::Env;
-use cairn_common::net::{Conn, Listener};
+use cairn_common::net::Listener;
+use cairn_common::net::http::{self, Answer, Guard, Incoming, Method, Request, StatusCode, respond, text};
 use cairn_common::process;
 use cairn_proto::{Result, pb};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::backup::ArchiveStatus;
 use crate::core::Caller;
 use crate::journal::JournalStatus;
-use crate::server::OwnerRef;
+use crate::server::{Groups, OwnerRef};
 
 /// Connections at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
-/// A peer that does not send its request within this time is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a failed accept the next try waits this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const MAX_CONNECTIONS: usize = 1_024;
 
 /// What the pages show.
 #[derive(Clone)]
@@ -37,71 +31,53 @@ pub struct State {
     pub env: Env,
     /// The way to the core.
     pub owner: OwnerRef,
+    /// Who is in which group.
+    pub groups: Groups,
     /// The log.
     pub journal: watch::Receiver<JournalStatus>,
     /// The archive of the log, if there is one.
     pub archive: Option<watch::Receiver<ArchiveStatus>>,
     /// The cluster.
     pub cluster_id: String,
+    /// Where RPC is served.
+    pub rpc_addr: SocketAddr,
+    /// Keeps web pages out.
+    pub guard: Guard,
+    /// Datanodes, as they were a moment ago.
+    pub nodes: Arc<Nodes>,
 }
+
+pub use webhdfs::Nodes;
 
 /// Serves until `stop` turns true.
 pub async fn serve(listener: Listener, state: State, mut stop: watch::Receiver<bool>) {
-    let room = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = std::sync::Arc::clone(&room).acquire_owned().await else { return };
-        let accepted = tokio::select! { biased;
-            _ = stop.wait_for(|&stop| stop) => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(conn) => {
-                let (state, mut stop) = (state.clone(), stop.clone());
-                tokio::spawn(async move {
-                    tokio::select! { biased;
-                        _ = stop.wait_for(|&stop| stop) => {}
-                        () = serve_connection(conn, state) => {}
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "an HTTP connection could not be accepted");
-                state.env.clock.sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn serve_connection(conn: Conn, state: State) {
-    let peer = conn.peer_addr();
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+    let clock = state.env.clock.clone();
+    let stopped = async move {
+        // An error means that nobody is left who could stop us later.
+        let _ = stop.wait_for(|&stop| stop).await;
+    };
+    let handler = move |request: Request<Incoming>, peer: SocketAddr| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &state).await) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(16 << 10)
-        .serve_connection(TokioIo::new(conn), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%peer, %error, "HTTP connection ended early");
-    }
+        async move { answer(request, peer, &state).await }
+    };
+    http::serve(listener, clock, MAX_CONNECTIONS, stopped, handler).await;
 }
 
-async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
-    if request.headers().contains_key(header::ORIGIN) {
-        return text(StatusCode::FORBIDDEN, "requests of web pages are refused\n".into());
+async fn answer(request: Request<Incoming>, peer: SocketAddr, state: &State) -> Answer {
+    let files = webhdfs::is_below(request.uri().path());
+    if let Err(error) = state.guard.check(request.uri(), request.headers()) {
+        return if files { webhdfs::refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
+    }
+    if files {
+        return webhdfs::answer(request, peer.ip(), state).await;
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into());
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
     }
     let page = match request.uri().path() {
         "/" => report(state).await.map(|report| {
             let json = status::json(&state.cluster_id, &report);
-            response(StatusCode::OK, "application/json", format!("{json:#}\n"))
+            http::json(StatusCode::OK, format!("{json:#}\n"))
         }),
         "/metrics" => report(state).await.map(|report| {
             let journal = state.journal.borrow().clone();
@@ -110,35 +86,24 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Byt
                 archive.borrow().tell(&mut report);
             }
             let body = metrics::text(&report, &journal, state.owner.queued(), process::resident_bytes());
-            response(StatusCode::OK, "text/plain; version=0.0.4", body)
+            respond(StatusCode::OK, "text/plain; version=0.0.4", body)
         }),
         "/health" => health(state).await,
-        _ => Ok(text(StatusCode::NOT_FOUND, "pages: /, /metrics, /health\n".into())),
+        _ => Ok(text(StatusCode::NOT_FOUND, "there is /webhdfs/v1/, /, /metrics, /health\n")),
     };
     page.unwrap_or_else(|error| text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")))
 }
 
 /// Healthy is a namenode whose owner answers and whose log still takes transactions.
-async fn health(state: &State) -> Result<Response<Full<Bytes>>> {
+async fn health(state: &State) -> Result<Answer> {
     if let Some(error) = &state.journal.borrow().failed {
         return Err(error.to_error());
     }
     report(state).await?;
-    Ok(text(StatusCode::OK, "ok\n".into()))
+    Ok(text(StatusCode::OK, "ok\n"))
 }
 
 async fn report(state: &State) -> Result<pb::ClusterReportResponse> {
     let caller = Caller { user: process::user_name(), groups: Vec::new(), host: "127.0.0.1".into() };
     state.owner.call(caller, pb::ClusterReportRequest {}).await
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    response(status, "text/plain; charset=utf-8", body)
-}
-
-fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    response
 }

@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::Env;
+use cairn_common::net::http::Guard;
 use cairn_common::net::rpc::MAX_RPC_BYTES;
 use cairn_common::process;
 use cairn_common::work::OwnerHandle;
@@ -51,6 +52,7 @@ use crate::image::Imager;
 use crate::journal::{Journal, LogSizes};
 use crate::settings::NamenodeSettings;
 
+pub use groups::Groups;
 pub use handle::OwnerRef;
 
 /// Connections that wait for the gRPC server to take them.
@@ -140,14 +142,20 @@ impl Namenode {
             pool_id: facts.pool_id.clone(),
             backups: Arc::new(Semaphore::new(1)),
         };
-        let mut tasks = serve_rpc(&env, &settings, listener, storage, &owner, stopped.clone());
+        let groups = Groups::new(env.clone(), settings.groups_cache_ms);
+        let mut tasks = serve_rpc(&env, &settings, listener, storage, &owner, &groups, stopped.clone());
         if let Some(listener) = http_listener {
+            let names = settings.http_names.iter().cloned().chain([process::host_name()]);
             let state = http::State {
                 env: env.clone(),
                 owner: owner.clone(),
+                groups,
                 journal: journal_status,
                 archive,
                 cluster_id: facts.cluster_id.clone(),
+                rpc_addr,
+                guard: Guard::new(names, "the setting namenode.http_names"),
+                nodes: Arc::default(),
             };
             tasks.push(tokio::spawn(http::serve(listener, state, stopped)));
         }
@@ -202,6 +210,7 @@ fn serve_rpc(
     listener: cairn_common::net::Listener,
     storage: service::Storage,
     owner: &OwnerRef,
+    groups: &Groups,
     mut stopped: watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
     let (served, connections) = mpsc::channel(ADMITTED);
@@ -214,8 +223,7 @@ fn serve_rpc(
         served,
         stop: stopped.clone(),
     };
-    let groups = groups::Groups::new(env.clone(), settings.groups_cache_ms);
-    let service = service::Service::new(owner.clone(), groups, storage);
+    let service = service::Service::new(owner.clone(), groups.clone(), storage);
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(settings.calls_per_connection)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -247,6 +255,11 @@ impl Running {
             },
             Err(_) => Error::new(ErrorCode::Internal, "the owner of the namespace has panicked; see the log"),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn owner_for_tests(&self) -> &OwnerRef {
+        &self.owner
     }
 
     /// Ends in order: what was asked is answered, all is durable, the directories are free.
