@@ -21,14 +21,14 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::http;
+use crate::pages::{self, Pages};
 use crate::report::Reporter;
 use crate::report::commands::Commands;
 use crate::settings::DatanodeSettings;
 use crate::store::{BlockStore, health};
 use crate::tasks::{Executor, NodeName, TaskSettings};
 use crate::transfer::{self, Transfer};
-use crate::{Extras, TaskLoad};
+use crate::{Extras, TaskLoad, WebDoor};
 
 /// Connections at once, idle ones too.
 pub(crate) const CONNECTIONS: u32 = 4_096;
@@ -50,6 +50,7 @@ pub struct Running {
     pub node_id: String,
     transfer: Arc<Transfer>,
     executor: Option<Executor>,
+    web: Option<Arc<dyn WebDoor>>,
     fatal: watch::Receiver<Option<Error>>,
     registered: watch::Receiver<u64>,
     connections: Arc<Semaphore>,
@@ -68,7 +69,9 @@ impl Datanode {
             None => None,
         };
         // Only now is it sure that no other process has these folders and this port.
-        let executor = start_executor(&env, &settings, &store, &listener, &mut extras).await?;
+        let host = settings.host.clone().unwrap_or_else(cairn_common::process::host_name);
+        let name = NodeName { node_id: store.identity().node_id, host: host.clone(), rack: settings.rack.clone() };
+        let executor = start_executor(&env, &settings, &name, &listener, &mut extras).await?;
         let outcomes = match extras.outcomes {
             Some(outcomes) => Some(outcomes),
             None => open_state(&env, &store).await,
@@ -76,7 +79,6 @@ impl Datanode {
         let transfer = Transfer::new(&env, &settings, &store, extras.map_outputs, outcomes);
         let address = listener.local_addr().to_string();
         let http_addr = http.as_ref().map(|http| http.local_addr().to_string());
-        let host = settings.host.clone().unwrap_or_else(cairn_common::process::host_name);
         let (fatal, fatal_seen) = watch::channel(None);
         let (registered, registered_seen) = watch::channel(0);
         let load: Option<Arc<dyn TaskLoad>> = extras.load;
@@ -85,7 +87,7 @@ impl Datanode {
             commands: Commands::start(&transfer),
             host,
             address: settings.advertise.clone().unwrap_or_else(|| address.clone()),
-            http_address: http_addr.clone().unwrap_or_default(),
+            http_address: settings.advertise_http.clone().or_else(|| http_addr.clone()).unwrap_or_default(),
             load,
             fatal,
             registered,
@@ -98,7 +100,8 @@ impl Datanode {
         let accept = accept(Arc::clone(&transfer), listener, registered_seen.clone(), Arc::clone(&connections), rpc);
         tasks.push(tokio::spawn(accept));
         if let Some(http) = http {
-            tasks.push(tokio::spawn(http::serve(http, Arc::clone(&reporter))));
+            let pages = Pages::new(&reporter, extras.web.clone(), name);
+            tasks.push(tokio::spawn(pages::serve(http, pages)));
         }
         tasks.push(tokio::spawn(crate::scrub::run(Arc::clone(&transfer))));
         tasks.push(tokio::spawn(crate::store::quarantine::keep(Arc::clone(&transfer))));
@@ -112,6 +115,7 @@ impl Datanode {
             node_id,
             transfer,
             executor,
+            web: extras.web,
             fatal: fatal_seen,
             registered: registered_seen,
             connections,
@@ -139,7 +143,11 @@ impl Running {
 
     /// Ends the daemon in an orderly way.
     pub async fn shutdown(self) {
-        let Self { transfer, connections, tasks, executor, .. } = self;
+        let Self { transfer, connections, tasks, executor, web, .. } = self;
+        // While the data plane still works: what is half written is taken away.
+        if let Some(web) = web {
+            web.close().await;
+        }
         // First, so that workers do not see their node vanish under them.
         if let Some(executor) = executor {
             executor.stop().await;
@@ -175,7 +183,7 @@ impl Running {
 async fn start_executor(
     env: &Env,
     settings: &DatanodeSettings,
-    store: &BlockStore,
+    name: &NodeName,
     listener: &Listener,
     extras: &mut Extras,
 ) -> Result<Option<Executor>> {
@@ -196,12 +204,7 @@ async fn start_executor(
         task_user: settings.task_user.clone(),
         ..TaskSettings::new(settings.dirs.clone(), settings.task_slots)
     };
-    let name = NodeName {
-        node_id: store.identity().node_id,
-        host: settings.host.clone().unwrap_or_else(cairn_common::process::host_name),
-        rack: settings.rack.clone(),
-    };
-    let executor = Executor::start(env, tasks, name).await?;
+    let executor = Executor::start(env, tasks, name.clone()).await?;
     extras.routes = Some(tonic::service::Routes::new(executor.service()));
     extras.map_outputs.get_or_insert_with(|| executor.outputs());
     extras.load.get_or_insert_with(|| executor.load());
@@ -322,7 +325,7 @@ async fn serve_connection(transfer: Arc<Transfer>, conn: Conn, rpc: Option<RpcQu
         },
         Ok(Opening::Http(mut conn)) => {
             let text = "this is a Cairn datanode's data port; see --http for /health and /metrics\n";
-            http::respond(&mut conn, "400 Bad Request", "text/plain", text).await;
+            pages::respond(&mut conn, "400 Bad Request", "text/plain", text).await;
         }
         Ok(_) => tracing::debug!("{who} speaks a protocol that is not served here"),
         Err(error) => tracing::debug!("{who}: {error}"),

@@ -238,7 +238,9 @@ async fn registers_reports_before_the_ack_and_carries_out_orders() {
     let http = node.http_addr.clone().unwrap();
     let mut conn = Env::system().net.connect(&http, Duration::from_secs(5)).await.unwrap();
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    conn.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    conn.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut answer = String::new();
     conn.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("cairn_datanode_writes_total 1"), "{answer}");

@@ -13,7 +13,7 @@
 pub mod daemon;
 #[cfg(test)]
 mod daemon_tests;
-mod http;
+mod pages;
 pub mod report;
 pub mod scrub;
 mod settings;
@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use cairn_common::durable::File;
 use cairn_common::kv::KeyValue;
+use cairn_common::net::http;
 use cairn_proto::pb;
 
 pub use daemon::{Datanode, Running};
@@ -52,6 +53,15 @@ pub trait TaskLoad: Send + Sync {
     }
 }
 
+/// Serves files by their paths over HTTP (WebHDFS's part of a datanode). A datanode knows no paths: whoever starts it brings this along.
+#[async_trait::async_trait]
+pub trait WebDoor: Send + Sync {
+    /// Answers a request for a path below `/webhdfs/v1`, on this node. The future may be dropped when the client goes away.
+    async fn answer(&self, node: &tasks::NodeName, request: http::Request<http::Incoming>) -> http::Answer;
+    /// The datanode ends: gives up what is being written, and returns when that is done.
+    async fn close(&self);
+}
+
 /// What other rooms add to a datanode.
 #[derive(Default)]
 pub struct Extras {
@@ -61,6 +71,8 @@ pub struct Extras {
     pub routes: Option<tonic::service::Routes>,
     /// For heartbeats.
     pub load: Option<Arc<dyn TaskLoad>>,
+    /// Serves files over HTTP; none: nobody does.
+    pub web: Option<Arc<dyn WebDoor>>,
     /// Where outcomes of checks are noted; none: a sled folder on the first volume that works.
     pub outcomes: Option<Arc<dyn KeyValue>>,
 }

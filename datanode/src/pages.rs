@@ -1,64 +1,87 @@
-//! `/health` and `/metrics`: a few lines of HTTP/1, one request a connection.
+//! HTTP: `/health`, `/metrics`, and below `/webhdfs/v1` the bytes of files, if whoever started this datanode brought a [`WebDoor`].
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
+use cairn_common::net::http::{self, Answer, Guard, Incoming, Method, Request, StatusCode, text};
 use cairn_common::net::{Conn, Listener};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use cairn_proto::webhdfs::{self, PREFIX};
+use cairn_proto::{Error, ErrorCode};
+use tokio::io::AsyncWriteExt;
 
 use crate::report::Reporter;
+use crate::tasks::NodeName;
+use crate::{DatanodeSettings, WebDoor};
 
-const REQUEST_BYTES: usize = 8 << 10;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECTIONS: usize = 64;
+/// Connections at a time; more wait in the kernel's queue.
+const CONNECTIONS: usize = 512;
+
+/// What the pages are made of.
+#[derive(Clone)]
+pub struct Pages {
+    reporter: Arc<Reporter>,
+    guard: Guard,
+    door: Option<Arc<dyn WebDoor>>,
+    node: NodeName,
+}
+
+impl Pages {
+    pub fn new(reporter: &Arc<Reporter>, door: Option<Arc<dyn WebDoor>>, node: NodeName) -> Self {
+        let guard = Guard::new(names(&reporter.transfer.settings), "the setting datanode.http_names");
+        Self { reporter: Arc::clone(reporter), guard, door, node }
+    }
+}
+
+/// Names by which clients may call this node.
+fn names(settings: &DatanodeSettings) -> Vec<String> {
+    let told = [&settings.advertise, &settings.advertise_http].into_iter().flatten();
+    let hosts = told.filter_map(|address| address.rsplit_once(':')).map(|(host, _)| host.to_owned());
+    let own = settings.host.iter().cloned().chain([cairn_common::process::host_name()]);
+    hosts.chain(own).chain(settings.http_names.iter().cloned()).collect()
+}
 
 /// Serves until the daemon ends.
-pub async fn serve(listener: Listener, reporter: Arc<Reporter>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let conn = tokio::select! {
-            biased;
-            () = reporter.transfer.stopping() => return,
-            conn = listener.accept() => conn,
-        };
-        let Ok(conn) = conn else {
-            reporter.transfer.env.clock.sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        // Too many at once: the connection closes.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let reporter = Arc::clone(&reporter);
-        tokio::spawn(async move {
-            let clock = reporter.transfer.env.clock.clone();
-            let _ = clock.timeout(REQUEST_TIMEOUT, answer(conn, &reporter)).await;
-            drop(place);
-        });
-    }
-}
-
-async fn answer(mut conn: Conn, reporter: &Reporter) {
-    let mut request = Vec::with_capacity(1_024);
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        if request.len() > REQUEST_BYTES || !conn.read_buf(&mut request).await.is_ok_and(|n| n > 0) {
-            return;
-        }
-    }
-    let line = String::from_utf8_lossy(request.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
-    let mut words = line.split(' ');
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (status, kind, body) = match (method, path) {
-        ("GET" | "HEAD", "/health") => health(reporter),
-        ("GET" | "HEAD", "/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(reporter)),
-        ("GET" | "HEAD", _) => ("404 Not Found", "text/plain", "there is /health and /metrics\n".into()),
-        _ => ("405 Method Not Allowed", "text/plain", "only GET\n".into()),
+pub async fn serve(listener: Listener, pages: Pages) {
+    let transfer = Arc::clone(&pages.reporter.transfer);
+    let handler = move |request: Request<Incoming>, _: SocketAddr| {
+        let pages = pages.clone();
+        async move { answer(request, &pages).await }
     };
-    respond(&mut conn, status, kind, if method == "HEAD" { "" } else { &body }).await;
+    http::serve(listener, transfer.env.clock.clone(), CONNECTIONS, transfer.stopping(), handler).await;
 }
 
-/// Sends one answer and closes.
+async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
+    let path = request.uri().path();
+    let files = path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if let Err(error) = pages.guard.check(request.uri(), request.headers()) {
+        return if files { refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
+    }
+    if files {
+        return match &pages.door {
+            Some(door) => door.answer(&pages.node, request).await,
+            None => refusal(&Error::new(ErrorCode::Unsupported, "this datanode was started without WebHDFS")),
+        };
+    }
+    match (request.method(), path) {
+        (&Method::GET | &Method::HEAD, "/health") => health(&pages.reporter),
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            http::respond(StatusCode::OK, "text/plain; version=0.0.4", metrics(&pages.reporter))
+        }
+        (&Method::GET | &Method::HEAD, _) => {
+            text(StatusCode::NOT_FOUND, "there is /webhdfs/v1/, /health and /metrics\n")
+        }
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+    }
+}
+
+fn refusal(error: &Error) -> Answer {
+    let status = StatusCode::from_u16(webhdfs::status_of(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    http::json(status, webhdfs::remote_exception(error))
+}
+
+/// Sends one answer on a connection of another protocol's port, and closes.
 pub async fn respond(conn: &mut Conn, status: &str, kind: &str, body: &str) {
     let text = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -68,7 +91,7 @@ pub async fn respond(conn: &mut Conn, status: &str, kind: &str, body: &str) {
     let _ = conn.shutdown().await;
 }
 
-fn health(reporter: &Reporter) -> (&'static str, &'static str, String) {
+fn health(reporter: &Reporter) -> Answer {
     let volumes = reporter.transfer.store.volumes();
     let failures = reporter.transfer.store.failed_volumes();
     let failed = volumes.iter().filter(|volume| volume.is_failed()).count();
@@ -80,8 +103,9 @@ fn health(reporter: &Reporter) -> (&'static str, &'static str, String) {
         "failed_volumes": failures.len(),
         "failures": failures.iter().map(|(root, why)| serde_json::json!({"dir": root, "why": why})).collect::<Vec<_>>(),
     });
-    let status = if in_touch && failed < volumes.len() { "200 OK" } else { "503 Service Unavailable" };
-    (status, "application/json", format!("{body}\n"))
+    let serves = in_touch && failed < volumes.len();
+    let status = if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    http::json(status, format!("{body}\n"))
 }
 
 fn metrics(reporter: &Reporter) -> String {

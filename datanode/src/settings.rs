@@ -23,8 +23,13 @@ pub struct DatanodeSettings {
     /// Address told to the namenode, and by it to clients and other nodes, "HOST:PORT"; none: the one of `listen`. For a node behind NAT, a
     /// port forward or a proxy; nobody checks that it leads back here.
     pub advertise: Option<String>,
-    /// Where `/metrics` and `/health` are served; none: nowhere.
+    /// Where WebHDFS, `/metrics` and `/health` are served; none: nowhere.
     pub http: Option<String>,
+    /// Address of that told to the namenode, and by it to HTTP clients, "HOST:PORT"; none: the one of `http`. As `advertise`.
+    pub advertise_http: Option<String>,
+    /// Names by which HTTP clients may call this machine, beside its own, those of the addresses that are told, and IP addresses. Requests for
+    /// other names are refused: a web page can give a loopback address any name.
+    pub http_names: Vec<String>,
     /// Name shown to people and schedulers; none: the machine's.
     pub host: Option<String>,
     /// Place in the network, such as "/rack2".
@@ -111,6 +116,8 @@ impl Default for DatanodeSettings {
             listen: "127.0.0.1:9866".into(),
             advertise: None,
             http: None,
+            advertise_http: None,
+            http_names: Vec::new(),
             host: None,
             rack: "/default-rack".into(),
             capacity_bytes: None,
@@ -161,6 +168,9 @@ impl DatanodeSettings {
         check_address("namenode", &self.namenode)?;
         if let Some(advertise) = &self.advertise {
             check_address("advertise", advertise)?;
+        }
+        if let Some(advertise) = &self.advertise_http {
+            check_address("advertise_http", advertise)?;
         }
         self.check_dirs()?;
         self.weights()?;

@@ -30,10 +30,11 @@ const PARENT: &str = "CAIRN_PARENT";
 const IN_USE: &str = "in_use.lock";
 /// The namenode's port if nobody says.
 const BASE_PORT: u16 = 8020;
-/// The namenode serves metrics on this many ports above.
+/// The namenode serves WebHDFS and metrics on this many ports above.
 const HTTP_PORT: u16 = 1;
-/// Datanodes listen on this many ports above.
+/// Datanodes listen on this many ports above, and serve HTTP on so many.
 const DATANODE_PORT: u16 = 10;
+const DATANODE_HTTP_PORT: u16 = 11;
 /// A cluster that is not ready by then never will be.
 const START_LIMIT_MS: u64 = 60_000;
 /// A child that has not ended by then is killed.
@@ -109,11 +110,11 @@ impl Cluster {
         self.http = http.to_string();
         let args = ["namenode", "--listen", &namenode.to_string(), "--http", &self.http].map(str::to_owned);
         self.spawn(plan, "namenode", namenode, "", args.into()).await?;
-        for (at, address) in datanodes.iter().enumerate() {
+        for (at, (address, http)) in datanodes.iter().enumerate() {
             let name = format!("dn{}", at + 1);
             let rack = format!("/rack{}", at % usize::from(plan.racks) + 1);
             let args = ["datanode", "--namenode", &namenode.to_string(), "--listen", &address.to_string()];
-            let named = ["--name", &name, "--rack", &rack];
+            let named = ["--http", &http.to_string(), "--name", &name, "--rack", &rack];
             let args = args.iter().chain(&named).map(|arg| (*arg).to_owned()).collect();
             self.spawn(plan, &name, *address, &rack, args).await?;
         }
@@ -366,12 +367,12 @@ async fn patiently<T>(env: &Env, mut attempt: impl FnMut() -> Outcome<T>) -> Out
     }
 }
 
-/// Where everybody listens; each datanode has an address of its own.
+/// Where everybody listens; each datanode has an address of its own, for data and for HTTP.
 struct Addresses {
     namenode: SocketAddr,
     /// The namenode's, too.
     http: SocketAddr,
-    datanodes: Vec<SocketAddr>,
+    datanodes: Vec<(SocketAddr, SocketAddr)>,
 }
 
 fn addresses(plan: &Plan) -> Outcome<Addresses> {
@@ -396,7 +397,9 @@ fn addresses(plan: &Plan) -> Outcome<Addresses> {
     };
     let namenode = find(wanted(0, 0))?;
     let http = find(wanted(0, HTTP_PORT))?;
-    let datanodes = (1..=plan.datanodes).map(|at| find(wanted(at, DATANODE_PORT))).collect::<Outcome<_>>()?;
+    let datanodes = (1..=plan.datanodes)
+        .map(|at| Ok((find(wanted(at, DATANODE_PORT))?, find(wanted(at, DATANODE_HTTP_PORT))?)))
+        .collect::<Outcome<_>>()?;
     Ok(Addresses { namenode, http, datanodes })
 }
 
@@ -452,7 +455,7 @@ mod tests {
         let found = addresses(&plan(0)).unwrap();
         assert_eq!(found.namenode.ip(), Ipv4Addr::LOCALHOST);
         assert_ne!(found.namenode, found.http);
-        assert_eq!(found.datanodes[2].ip(), Ipv4Addr::new(127, 0, 0, 4));
+        assert_eq!(found.datanodes[2].0.ip(), Ipv4Addr::new(127, 0, 0, 4));
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let Err(crate::output::Failure::Error(error)) = addresses(&plan(port)) else { panic!() };

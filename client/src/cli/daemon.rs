@@ -2,10 +2,12 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cairn_client::fs::Result;
+use cairn_client::webhdfs::WebGate;
 use cairn_common::process;
-use cairn_datanode::{Datanode, DatanodeSettings, Extras};
+use cairn_datanode::{Datanode, DatanodeSettings, Extras, WebDoor};
 use cairn_namenode::{Namenode, NamenodeSettings, RestorePlan, RestoreTarget};
 use cairn_proto::ids::TxId;
 
@@ -84,9 +86,9 @@ pub async fn datanode(context: &Context, args: &DatanodeArgs) -> Outcome {
     settings.task_user = args.task_user.clone().or(settings.task_user);
     settings.validate()?;
     let mut stop = std::pin::pin!(process::shutdown_signal());
-    let Some(running) =
-        unless_stopped(Datanode::start(context.env.clone(), settings, Extras::default()), &mut stop).await?
-    else {
+    let web: Arc<dyn WebDoor> = Arc::new(WebGate::new(context.env.clone(), &settings.namenode));
+    let extras = Extras { web: Some(web), ..Extras::default() };
+    let Some(running) = unless_stopped(Datanode::start(context.env.clone(), settings, extras), &mut stop).await? else {
         return Ok(());
     };
     tokio::select! {

@@ -72,7 +72,12 @@ fn announce(context: &mut Context, cluster: &Cluster, plan: &Plan) -> Outcome {
         out.json(&described)?;
     } else {
         let (namenode, logs) = (&described.namenode, plan.dir.join("logs"));
-        out.line(format!("namenode {}, metrics http://{}, logs in {}", namenode.rpc, namenode.http, logs.display()))?;
+        out.line(format!(
+            "namenode {}, WebHDFS and metrics http://{}, logs in {}",
+            namenode.rpc,
+            namenode.http,
+            logs.display()
+        ))?;
         for node in &described.datanodes {
             out.line(format!("{} {} {} pid {}", node.name, node.addr, node.rack, node.pid))?;
         }

@@ -193,7 +193,7 @@ pub struct LocalArgs {
     /// How many racks they stand in
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub racks: u16,
-    /// Port of the namenode; its metrics are on the next one, datanodes on the tenth. 0: any free ports [default: 8020]
+    /// Port of the namenode; WebHDFS and metrics are on the next one, datanodes on the tenth. 0: any free ports [default: 8020]
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(0..=65_000))]
     pub base_port: Option<u16>,
 }
@@ -256,7 +256,7 @@ pub struct NamenodeArgs {
     /// Where to listen [default: 127.0.0.1:8020]
     #[arg(long, value_name = "A:P", value_parser = address)]
     pub listen: Option<String>,
-    /// Serve metrics over HTTP there [default: nowhere]
+    /// Serve WebHDFS, status and metrics over HTTP there [default: nowhere]
     #[arg(long, value_name = "A:P", value_parser = address)]
     pub http: Option<String>,
     /// Start although a folder is missing, with the newest of the others
@@ -293,7 +293,7 @@ pub struct DatanodeArgs {
     /// The address that others reach it at, behind NAT or a forwarded port [default: where it listens]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     pub advertise: Option<String>,
-    /// Serve metrics over HTTP there [default: nowhere]
+    /// Serve WebHDFS and metrics over HTTP there [default: nowhere]
     #[arg(long, value_name = "A:P", value_parser = address)]
     pub http: Option<String>,
     /// The name shown in reports [default: the machine's name]
