@@ -98,6 +98,12 @@ impl Member {
         &mut self.command
     }
 
+    /// Where it serves HTTP.
+    pub fn http(&self) -> &str {
+        let at = self.command.iter().position(|arg| arg == "--http").expect("a member is told where to serve HTTP");
+        &self.command[at + 1]
+    }
+
     /// One that runs when it is started with `command`; until then its process is ours.
     pub(crate) fn by_hand(id: &str, addr: &str, rack: &str, dir: PathBuf, command: Vec<String>) -> Self {
         let environment = std::env::vars().filter(|(key, _)| !key.starts_with("CAIRN_")).collect();

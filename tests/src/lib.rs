@@ -6,6 +6,7 @@
 //! * [`data`]: seeded bytes and text, checksums
 //! * [`proxy`]: a TCP proxy that cuts, holds, slows and alters what passes; [`wired`]: a cluster with one on every connection
 //! * [`stage`]: a cluster under a load that checks every answer, for the chaos suite
+//! * [`http`]: HTTP by hand, and a client of WebHDFS
 //! * [`fuzz`]: targets for fuzzing, and their short seeded run
 //! * [`wait`]: conditions with a deadline, in the place of sleeps
 //!
@@ -23,6 +24,7 @@ pub mod cluster;
 pub mod damage;
 pub mod data;
 pub mod fuzz;
+pub mod http;
 pub mod ports;
 pub mod process;
 pub mod proxy;
