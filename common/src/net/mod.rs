@@ -2,12 +2,14 @@
 //!
 //! # Overview
 //! [`Net`] binds and connects; a [`Conn`] is a byte stream. [`opening`] tells by the first bytes what a peer speaks and answers our
-//! own handshake; [`rpc`] carries gRPC over it; [`http`] is what the daemons speak with everybody else; [`send_range`] sends a part of a file.
+//! own handshake; [`rpc`] carries gRPC over it; [`http`] is what the daemons speak with everybody else; [`hadoop`] answers Hadoop's RPC;
+//! [`send_range`] sends a part of a file.
 //!
 //! # Cancellation
 //! Dropping a future of this module drops at most bytes that were not yet handed to the network; a connection in the middle of a message is
 //! then of no more use and must be closed.
 
+pub mod hadoop;
 pub mod http;
 pub mod opening;
 pub mod rpc;
