@@ -83,6 +83,11 @@ pub fn a_datanode_lost_power() {
     LOSSES.set(LOSSES.get() + 1);
 }
 
+/// How often that happened.
+pub fn losses() -> u64 {
+    LOSSES.get()
+}
+
 /// A file as far as it is known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct File {
@@ -97,9 +102,9 @@ pub struct File {
 }
 
 impl File {
-    /// All that was written is acknowledged by an hflush.
-    pub fn flush(&mut self) {
-        self.flushed = (!AILING.get()).then(|| (self.bytes.len(), LOSSES.get()));
+    /// All that was written is acknowledged by an hflush that began when datanodes had lost something so often.
+    pub fn flush(&mut self, losses: u64) {
+        self.flushed = (!AILING.get()).then(|| (self.bytes.len(), losses));
     }
 
     /// How much must be there now.

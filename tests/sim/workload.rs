@@ -9,7 +9,7 @@ use cairn_common::entropy::Entropy;
 
 use super::cluster::client_settings;
 use super::machine::Machine;
-use super::oracle::{File, Known, Model, Pending};
+use super::oracle::{self, File, Known, Model, Pending};
 use super::plan::Shape;
 use super::trace::{note, violated};
 
@@ -221,8 +221,10 @@ impl Client {
                     self.say(format!("hsync {path}: {} bytes", writer.length()));
                 }
                 2 => {
+                    // An acknowledgement may be on its way when power goes.
+                    let losses = oracle::losses();
                     writer.flush().await?;
-                    self.with_file(path, File::flush);
+                    self.with_file(path, |file| file.flush(losses));
                     self.say(format!("hflush {path}: {} bytes", writer.length()));
                     self.look(fs, path, "flushed").await;
                 }

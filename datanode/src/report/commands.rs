@@ -181,7 +181,7 @@ impl Commands {
             let store = &this.transfer.store;
             if let Ok((block, generation)) = this.transfer.check_block(replica.block.as_ref()) {
                 match this.transfer.verify(block, generation).await {
-                    Ok(_) => store.map().announce_replica(block),
+                    Ok(_) => store.map().announce_replica(block, true),
                     Err(error) if error.code() == ErrorCode::BlockNotFound => announce_absent(&this.transfer, &replica),
                     // A corrupt one is reported where it is set aside.
                     Err(error) => tracing::warn!("check of block {block}: {error}"),
@@ -232,7 +232,7 @@ async fn remove_all(transfer: Arc<Transfer>, mut queue: mpsc::Receiver<Removal>)
             };
             if removed.as_ref().is_err_and(|error| error.code() == ErrorCode::StaleGeneration) {
                 // The namenode does not know of the newer one; once it does, it can order the right one.
-                transfer.store.map().announce_replica(block);
+                transfer.store.map().announce_replica(block, false);
             }
             if removed.as_ref().is_err_and(|error| error.code() == ErrorCode::StaleEpoch) {
                 tracing::info!("deletions of epoch {epoch} are dropped: a newer epoch is in force");

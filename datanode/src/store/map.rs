@@ -288,6 +288,7 @@ impl ReplicaMap {
                 storage_id: self.storage_ids[volume].clone(),
                 pool: self.pool().to_owned(),
                 replica: Some(replica),
+                verified: false,
             };
             state.push(Report::Changed(changed));
         }
@@ -329,7 +330,12 @@ impl ReplicaMap {
         if let Some(replica) = replica_report(block.0, &older) {
             let (storage_id, pool) = (self.storage_ids[at].clone(), self.pool().to_owned());
             // A full report in between did not show it.
-            state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica) }));
+            state.push(Report::Changed(pb::ReplicaChanged {
+                storage_id,
+                pool,
+                replica: Some(replica),
+                verified: false,
+            }));
         }
         state.volumes[at].insert(block.0, older);
         drop(state);
@@ -342,14 +348,14 @@ impl ReplicaMap {
         self.changed.notify_one();
     }
 
-    /// Reports a replica as it is now, if reports show it.
-    pub fn announce_replica(&self, block: BlockId) {
+    /// Reports a replica as it is now, if reports show it. `verified`: all of it was just read and is right.
+    pub fn announce_replica(&self, block: BlockId, verified: bool) {
         let mut state = lock(&self.state);
         let Some(volume) = state.find(block) else { return };
         // A report without a replica would end the stream.
         let Some(replica) = replica_report(block.0, &state.volumes[volume][&block.0]) else { return };
         let (storage_id, pool) = (self.storage_ids[volume].clone(), self.pool().to_owned());
-        state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica) }));
+        state.push(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica), verified }));
         drop(state);
         self.changed.notify_one();
     }

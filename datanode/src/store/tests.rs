@@ -235,7 +235,7 @@ async fn a_replica_that_reports_do_not_show_is_not_announced() {
     let store = open_store(&settings(&[dir.path()])).await;
     let _copy = store.create(NewReplica { temporary: true, ..new(BLOCK) }).await.unwrap();
     store.map().begin_stream();
-    store.map().announce_replica(BLOCK);
+    store.map().announce_replica(BLOCK, false);
     assert!(store.map().take_changes(9).reports.is_empty());
 }
 

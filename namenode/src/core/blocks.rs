@@ -212,7 +212,32 @@ pub struct BlockMap {
     pub bad: BTreeMap<u64, Vec<BadReplica>>,
     /// Good replicas that are too many and wait for their deletion; they do not count as live.
     pub excess: BTreeMap<u64, Vec<StorageIndex>>,
+    /// Of blocks with superfluous replicas: what is known of the one that shall stay.
+    proofs: BTreeMap<u64, Proof>,
 }
+
+/// The only replica that a block shall keep is read whole before the others go: a bit may have flipped since it was last read.
+struct Proof {
+    storage: StorageIndex,
+    asked_ms: u64,
+    given_ms: Option<u64>,
+}
+
+/// What is known of a replica that shall be the only one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proven {
+    /// Its node has read it, not long ago.
+    Yes,
+    /// Its node has been asked to.
+    Asked,
+    /// Its node is to be asked.
+    No,
+}
+
+/// A node that has not answered is asked again.
+const ASK_AGAIN_MS: u64 = 60_000;
+/// A replica that was read so long ago is read again.
+const PROOF_LASTS_MS: u64 = 600_000;
 
 impl BlockMap {
     /// The block with this id.
@@ -232,8 +257,35 @@ impl BlockMap {
         if let Some(storages) = self.excess.get_mut(&id) {
             storages.retain(|other| *other != storage);
             if storages.is_empty() {
-                self.excess.remove(&id);
+                self.forget_excess(id);
             }
+        }
+    }
+
+    /// Takes all marks of a block off.
+    pub fn forget_excess(&mut self, id: u64) {
+        self.excess.remove(&id);
+        self.proofs.remove(&id);
+    }
+
+    /// Whether a replica may be left as the only one.
+    pub fn proven(&self, id: u64, storage: StorageIndex, now_ms: u64) -> Proven {
+        match self.proofs.get(&id).filter(|proof| proof.storage == storage) {
+            Some(Proof { given_ms: Some(given_ms), .. }) if now_ms < given_ms + PROOF_LASTS_MS => Proven::Yes,
+            Some(Proof { given_ms: None, asked_ms, .. }) if now_ms < asked_ms + ASK_AGAIN_MS => Proven::Asked,
+            _ => Proven::No,
+        }
+    }
+
+    /// The node of a replica is asked to read it.
+    pub fn proof_asked(&mut self, id: u64, storage: StorageIndex, now_ms: u64) {
+        self.proofs.insert(id, Proof { storage, asked_ms: now_ms, given_ms: None });
+    }
+
+    /// A node has read a replica, and it is right.
+    pub fn proof_given(&mut self, id: u64, storage: StorageIndex, now_ms: u64) {
+        if let Some(proof) = self.proofs.get_mut(&id).filter(|proof| proof.storage == storage) {
+            proof.given_ms = Some(now_ms);
         }
     }
 

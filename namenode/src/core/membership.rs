@@ -22,8 +22,8 @@ const MAX_TEXT: usize = 255;
 const MAX_STORAGES: usize = 256;
 /// More transfers, slots or tasks of one node are a mistake of its.
 const MAX_LOAD: u32 = 1_000_000;
-/// Replicas that a node may have to verify.
-const MAX_VERIFY: usize = 10_000;
+/// Replicas that a node is told to verify with one heartbeat: as many as it takes at a time.
+pub(super) const MAX_VERIFY: usize = 1_024;
 
 fn not_registered(node_id: &str) -> Error {
     Error::new(ErrorCode::NotRegistered, format!("datanode {node_id} must register first")).with_subject(node_id)

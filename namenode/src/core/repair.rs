@@ -276,7 +276,7 @@ impl Core {
 
     /// A block is not (or no longer) one that must have its replicas.
     pub(super) fn uncount_block(&mut self, id: u64) {
-        self.blocks.excess.remove(&id);
+        self.blocks.forget_excess(id);
         if let Some(block) = self.blocks.get(id).filter(|block| block.length().is_some()) {
             self.repair.complete -= 1;
             if block.replicas.as_slice().len() >= self.settings.min_replication as usize {

@@ -75,6 +75,11 @@ impl Core {
         let storage = self.own_storage(node, &changed.storage_id, &changed.pool)?;
         let replica = changed.replica.as_ref().ok_or_else(|| bad("a report names no replica"))?;
         self.take_replica(storage, replica);
+        let id = replica.id as u64;
+        let current = self.blocks.get(id).map(|block| (block.generation, block.length()));
+        if changed.verified && current == Some((replica.generation, Some(replica.length))) {
+            self.blocks.proof_given(id, storage, self.now_ms);
+        }
         Ok(())
     }
 

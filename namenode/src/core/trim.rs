@@ -3,9 +3,11 @@
 //! # Consistency
 //! A replica lets another one go only if it is there for sure: its node was heard lately, has reported it since it
 //! registered, and was not told to delete it. This is asked when a replica is marked and again when the order leaves.
+//! One that shall be the only one is also read whole before: what rots unseen must not be what stays.
 
 use super::Core;
-use super::blocks::{BadReplica, StorageIndex};
+use super::blocks::{BadReplica, Proven, StorageIndex};
+use super::membership::MAX_VERIFY;
 use super::nodes::QueuedDeletion;
 
 /// What is to become of a queued deletion.
@@ -26,8 +28,21 @@ impl Core {
         self.nodes.storage(storage).reported && !self.is_stale(node.heard_ms) && !node.deleting.contains(id, storage)
     }
 
-    fn count_sure(&self, id: u64) -> usize {
-        self.live_replicas(id).into_iter().filter(|storage| self.is_sure(id, *storage)).count()
+    fn sure_replicas(&self, id: u64) -> Vec<StorageIndex> {
+        self.live_replicas(id).into_iter().filter(|storage| self.is_sure(id, *storage)).collect()
+    }
+
+    /// Whether these replicas of a block are enough to let a good one go. One alone must have been read not long ago; else its node is asked to.
+    fn can_stay_alone(&mut self, id: u64, sure: &[StorageIndex]) -> bool {
+        let &[last] = sure else { return true };
+        let proven = self.blocks.proven(id, last, self.now_ms);
+        let node = self.nodes.storage(last).node;
+        if proven == Proven::No && self.nodes.node(node).verify.len() < MAX_VERIFY {
+            let generation = self.blocks.get(id).map_or(0, |block| block.generation);
+            self.blocks.proof_asked(id, last, self.now_ms);
+            self.nodes.node_mut(node).verify.insert((id, generation, last));
+        }
+        proven == Proven::Yes
     }
 
     /// Bad replicas go once a good one is there.
@@ -52,7 +67,8 @@ impl Core {
         let (id, storage) = (deletion.block, deletion.storage);
         let Some(block) = self.blocks.get(id) else { return Verdict::Delete };
         let live = self.count_live(id, &block.replicas);
-        let wanted = if self.blocks.is_excess(id, storage) {
+        let sure = self.sure_replicas(id);
+        let is_allowed = if self.blocks.is_excess(id, storage) {
             let target = self.target_of(id).unwrap_or(1).max(1);
             if live < target {
                 // Another replica was lost since: this one is needed again.
@@ -60,16 +76,16 @@ impl Core {
                 self.reassess(id);
                 return Verdict::Never;
             }
-            target
+            sure.len() >= target && self.can_stay_alone(id, &sure)
         } else {
             // A newer generation than the block's too, while it has others (`generations.rs`).
             let is_meant = |bad: &BadReplica| bad.storage == storage && bad.generation <= deletion.generation;
             if live == 0 || !self.blocks.bad.get(&id).is_some_and(|list| list.iter().any(is_meant)) {
                 return Verdict::Never;
             }
-            1
+            !sure.is_empty()
         };
-        if self.count_sure(id) >= wanted { Verdict::Delete } else { Verdict::Later }
+        if is_allowed { Verdict::Delete } else { Verdict::Later }
     }
 
     /// Marks what is too much of a block and queues its deletion. `false`: it cannot be decided yet.

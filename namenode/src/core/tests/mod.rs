@@ -263,11 +263,16 @@ impl World {
     /// The node holds this replica from now on, and says so.
     pub fn hold(&mut self, at: usize, id: u64, held: Held) {
         self.nodes[at].held.insert(id, held);
+        self.tell(at, id, held, false);
+    }
+
+    /// The node reports a replica, and whether it has just read it.
+    pub fn tell(&mut self, at: usize, id: u64, held: Held, verified: bool) {
         let replica = pb::ReplicaReport { id: id as i64, generation: held.0, length: held.1, state: held.2 as i32 };
         let storage_id = format!("{}-s", self.nodes[at].id);
         self.report(
             at,
-            Report::Changed(pb::ReplicaChanged { storage_id, pool: "pool".into(), replica: Some(replica) }),
+            Report::Changed(pb::ReplicaChanged { storage_id, pool: "pool".into(), replica: Some(replica), verified }),
         );
     }
 
@@ -322,7 +327,7 @@ impl World {
         }
     }
 
-    fn obey(&mut self, at: usize, order: Order) {
+    pub fn obey(&mut self, at: usize, order: Order) {
         match order {
             Order::FullReport(_) => self.full_report(at),
             Order::Delete(pb::DeleteReplicas { replicas }) | Order::Quarantine(pb::QuarantineReplicas { replicas }) => {
@@ -362,7 +367,14 @@ impl World {
                     }
                 }
             }
-            Order::Verify(_) => {}
+            Order::Verify(order) => {
+                for replica in order.replicas {
+                    let id = replica.block.unwrap().id as u64;
+                    if let Some(held) = self.nodes[at].held.get(&id).copied() {
+                        self.tell(at, id, held, held.2 == pb::ReplicaState::Finalized);
+                    }
+                }
+            }
         }
     }
 

@@ -319,13 +319,42 @@ fn setrep(world: &mut World, path: &str, replication: u32) {
     world.step(1);
 }
 
-/// Heartbeats of all nodes whose orders are lost on the way; returns who was told to delete.
+/// Heartbeats of all nodes whose orders, but for those to read something, are lost on the way; returns who was told to delete.
 fn lost_orders(world: &mut World) -> Vec<usize> {
-    let told = (0..world.nodes.len()).filter(|at| {
-        let orders = if world.nodes[*at].up { world.heartbeat(*at).unwrap() } else { Vec::new() };
-        orders.iter().any(|order| matches!(order, Order::Delete(_)))
-    });
-    told.collect()
+    let mut told = Vec::new();
+    for at in (0..world.nodes.len()).chain(0..world.nodes.len()) {
+        for order in if world.nodes[at].up { world.heartbeat(at).unwrap() } else { Vec::new() } {
+            match order {
+                Order::Delete(_) => told.push(at),
+                Order::Verify(_) => world.obey(at, order),
+                _ => {}
+            }
+        }
+    }
+    told
+}
+
+#[test]
+fn a_replica_is_read_before_it_is_left_alone() {
+    let mut world = cluster();
+    let id = world.write("/f", 3, 1)[0];
+    let generation = world.core.counters.generation;
+    setrep(&mut world, "/f", 1);
+    let excess: Vec<usize> = world.core.blocks.excess[&id].iter().map(|storage| *storage as usize).collect();
+    let last = holders(&world, id).into_iter().find(|at| !excess.contains(at)).unwrap();
+    let mut orders = Vec::new();
+    for at in (0..6).chain(0..6) {
+        let given = world.heartbeat(at).unwrap();
+        orders.extend(given.into_iter().map(|order| (at, order)));
+    }
+    let [(asked, Order::Verify(order))] = &orders[..] else { panic!("{orders:?}") };
+    assert_eq!((*asked, order.replicas[0].block.as_ref().unwrap().id as u64), (last, id));
+    // It has rotted: it goes, and of the others one stays.
+    world.hold(last, id, (generation, BLOCK, pb::ReplicaState::ReplicaCorrupt));
+    world.pass(3_000);
+    let kept = holders(&world, id);
+    assert!(kept.len() == 1 && excess.contains(&kept[0]), "{kept:?} of {excess:?}");
+    assert_eq!(world.cluster().missing, 0);
 }
 
 #[test]

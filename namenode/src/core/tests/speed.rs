@@ -63,8 +63,12 @@ fn speed() {
             state: 0,
         };
         let node = ((n % 3) * 2 + n / 3 % 2) as usize;
-        let changed =
-            pb::ReplicaChanged { storage_id: format!("n{node}-s"), pool: "pool".into(), replica: Some(replica) };
+        let changed = pb::ReplicaChanged {
+            storage_id: format!("n{node}-s"),
+            pool: "pool".into(),
+            replica: Some(replica),
+            verified: false,
+        };
         let report = pb::ReportUp { report: Some(Report::Changed(changed)) };
         let stream = StreamId(world.nodes[node].stream);
         core.on_event(now, 1, Event::Report { stream, report }, &mut Vec::new());

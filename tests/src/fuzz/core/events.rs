@@ -350,7 +350,12 @@ impl Cluster {
                 return;
             }
             2 if input.byte() < 40 => return self.event(Event::ReportClosed { stream }),
-            2 | 3 => Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(self.replica(input)) }),
+            2 | 3 => Report::Changed(pb::ReplicaChanged {
+                storage_id,
+                pool,
+                replica: Some(self.replica(input)),
+                verified: input.flag(),
+            }),
             4 => {
                 let replica = self.replica(input);
                 Report::Removed(pb::ReplicaRemoved { storage_id, pool, id: replica.id, generation: replica.generation })
