@@ -28,7 +28,7 @@ use crate::settings::DatanodeSettings;
 use crate::store::{BlockStore, health};
 use crate::tasks::{Executor, NodeName, TaskSettings};
 use crate::transfer::{self, Transfer};
-use crate::{Extras, TaskLoad, WebDoor};
+use crate::{Extras, TaskLoad, WebDoor, hadoop};
 
 /// Connections at once, idle ones too.
 pub(crate) const CONNECTIONS: u32 = 4_096;
@@ -323,6 +323,11 @@ async fn serve_connection(transfer: Arc<Transfer>, conn: Conn, rpc: Option<RpcQu
             Some(rpc) => drop(rpc.send(Ok(RpcConn::new(conn, peer))).await),
             None => tracing::debug!("{who} asked for gRPC, but this datanode runs no tasks"),
         },
+        Ok(Opening::HadoopData(conn)) => hadoop::serve(transfer, conn).await,
+        Ok(Opening::Hadoop(conn)) => hadoop::serve_rpc(transfer, conn).await,
+        Ok(Opening::Unknown(conn, first)) if first.starts_with(&hadoop::SASL_MAGIC) => {
+            hadoop::refuse_sasl(&transfer, conn).await;
+        }
         Ok(Opening::Http(mut conn)) => {
             let text = "this is a Cairn datanode's data port; see --http for /health and /metrics\n";
             pages::respond(&mut conn, "400 Bad Request", "text/plain", text).await;

@@ -2,6 +2,7 @@
 //!
 //! * [`store`]: block files on volumes, the replica map, the recovery scan
 //! * [`transfer`]: the data plane: write pipeline, reads, copies
+//! * [`hadoop`]: Hadoop's data transfer on the same port
 //! * [`tasks`]: the executor of jobs
 //! * [`scrub`]: checks of replicas and folders in the background
 //! * [`report`]: registration, heartbeats, block reports, orders of the namenode
@@ -13,6 +14,7 @@
 pub mod daemon;
 #[cfg(test)]
 mod daemon_tests;
+pub mod hadoop;
 mod pages;
 pub mod report;
 pub mod scrub;

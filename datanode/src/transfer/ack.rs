@@ -15,13 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cairn_common::net;
 use cairn_proto::dataplane::MarkerKind;
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
 use super::Transfer;
+use super::upstream::Up;
 use super::write::Broken;
 use crate::store::writer::OpenReplica;
 
@@ -63,9 +62,9 @@ pub struct Progress {
 }
 
 /// State of the way back.
-pub struct Acks<'a, W> {
+pub struct Acks<'a> {
     transfer: &'a Transfer,
-    up: &'a mut W,
+    up: &'a mut Up,
     events: mpsc::Receiver<Event>,
     progress: &'a Progress,
     open: Option<Arc<OpenReplica>>,
@@ -86,12 +85,12 @@ pub struct Acks<'a, W> {
     last_written: (u64, u64),
 }
 
-impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
+impl<'a> Acks<'a> {
     /// For a write that starts with `kept` bytes held by all.
     #[allow(clippy::too_many_arguments)] // what the parts of one write share, each by its own name
     pub fn new(
         transfer: &'a Transfer,
-        up: &'a mut W,
+        up: &'a mut Up,
         events: mpsc::Receiver<Event>,
         progress: &'a Progress,
         open: Option<Arc<OpenReplica>>,
@@ -310,9 +309,7 @@ impl<'a, W: AsyncWrite + Unpin> Acks<'a, W> {
     async fn send(&mut self, kind: pb::AckKind, length: u64) -> Result<(), Broken> {
         let ack = pb::WriteAck { kind: kind as i32, length, behind: self.behind(), ..Default::default() };
         self.sending.store(true, Ordering::Relaxed);
-        net::write_message(self.up, &ack)
-            .await
-            .map_err(|error| Broken::above(Error::io("sending an ack to the writer", &error)))?;
+        self.up.tell(ack).await.map_err(|error| Broken::above(Error::io("sending an ack to the writer", &error)))?;
         self.sending.store(false, Ordering::Relaxed);
         self.sent = length;
         self.last_up_ms = self.now().max(1);

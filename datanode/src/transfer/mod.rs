@@ -24,6 +24,7 @@ pub mod recover;
 mod recover_tests;
 #[cfg(test)]
 mod tests;
+pub mod upstream;
 pub mod wire;
 pub mod write;
 
@@ -37,6 +38,7 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::{Semaphore, watch};
 
 use crate::MapOutputs;
+use crate::hadoop::framing::SealerPool;
 use crate::scrub::Scrub;
 use crate::settings::DatanodeSettings;
 use crate::store::BlockStore;
@@ -80,13 +82,15 @@ pub struct Transfer {
     pub(crate) metrics: Metrics,
     pub(crate) user: String,
     map_outputs: Option<Arc<dyn MapOutputs>>,
-    slots: Semaphore,
+    pub(crate) slots: Semaphore,
     /// Room for bytes on their way to the disk, of all writers together.
     pub(crate) memory: budget::NodeBudget,
     /// Whole-replica checks disturb everybody, so few run at once.
     checks: Semaphore,
     stop: watch::Sender<bool>,
     pub(crate) scrub: Scrub,
+    /// Compressors for frames that this node makes of Hadoop clients' packets.
+    pub(crate) sealers: SealerPool,
 }
 
 impl Transfer {
@@ -110,6 +114,7 @@ impl Transfer {
             checks: Semaphore::new(2),
             stop: watch::channel(false).0,
             scrub: Scrub::new(env, outcomes, store.volumes().len()),
+            sealers: SealerPool::default(),
         })
     }
 
@@ -171,10 +176,10 @@ impl Transfer {
 }
 
 /// Counts an operation while it lives.
-struct Active<'a>(&'a AtomicU64);
+pub(crate) struct Active<'a>(&'a AtomicU64);
 
 impl<'a> Active<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
+    pub(crate) fn new(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }

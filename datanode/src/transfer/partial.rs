@@ -74,6 +74,12 @@ fn ack(kind: pb::AckKind, length: u64) -> pb::WriteAck {
     pb::WriteAck { kind: kind as i32, length, ..Default::default() }
 }
 
+/// The work alone, for a door of this node.
+pub(crate) async fn hand_over_to(transfer: &Arc<Transfer>, request: &pb::TransferBlock) -> Result<()> {
+    transfer.metrics.partial_copies.fetch_add(1, Ordering::Relaxed);
+    hand_over(transfer, request).await.map_err(|failed| failed.error)
+}
+
 async fn hand_over(transfer: &Arc<Transfer>, request: &pb::TransferBlock) -> Result<(), Failed> {
     let (block, generation) = transfer.check_block(request.block.as_ref()).map_err(here)?;
     let Some(to) = request.target.as_ref().filter(|_| request.new_generation > generation.0 && request.length > 0)

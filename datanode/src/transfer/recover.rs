@@ -129,12 +129,26 @@ fn may_hold_more(error: &Error) -> bool {
     matches!(error.code(), ErrorCode::Unreachable | ErrorCode::TimedOut | ErrorCode::Busy)
 }
 
-/// Fences a replica, then asks how long it is.
 async fn ask(transfer: &Transfer, address: &str, order: &pb::RecoverBlock) -> Result<Candidate> {
+    let reply = fence_and_ask(transfer, address, order.block.clone(), order.new_generation).await?;
+    let rank = match reply.state() {
+        pb::ReplicaState::Finalized => Rank::Finalized,
+        _ if reply.found_at_start => Rank::FoundAtStart,
+        _ => Rank::OpenAllAlong,
+    };
+    Ok(Candidate { address: address.to_owned(), length: reply.length, generation: reply.generation, rank })
+}
+
+/// Fences a replica with this generation, then asks how long it is.
+pub(crate) async fn fence_and_ask(
+    transfer: &Transfer,
+    address: &str,
+    block: Option<pb::Block>,
+    fence_generation: u64,
+) -> Result<pb::ReplicaInfoReply> {
     let limit = transfer.settings.connect_timeout();
     let mut conn = opening::open_data(&transfer.env.net, address, &transfer.hello(), limit).await?;
-    let info =
-        pb::ReplicaInfo { block: order.block.clone(), with_checksum: false, fence_generation: order.new_generation };
+    let info = pb::ReplicaInfo { block, with_checksum: false, fence_generation };
     let request = pb::DataRequest { op: Some(pb::data_request::Op::Info(info)) };
     let asked = async {
         let sent = net::write_message(&mut conn, &request).await;
@@ -143,15 +157,10 @@ async fn ask(transfer: &Transfer, address: &str, order: &pb::RecoverBlock) -> Re
     };
     let reply = transfer.env.clock.timeout(dataplane::set_up_patience(limit, 1), asked).await;
     let reply = reply.map_err(|_| Error::new(ErrorCode::TimedOut, format!("{address} did not answer in time")))??;
-    if let Some(error) = reply.error {
-        return Err(Error::from_wire(error));
+    match reply.error {
+        Some(error) => Err(Error::from_wire(error)),
+        None => Ok(reply),
     }
-    let rank = match reply.state() {
-        pb::ReplicaState::Finalized => Rank::Finalized,
-        _ if reply.found_at_start => Rank::FoundAtStart,
-        _ => Rank::OpenAllAlong,
-    };
-    Ok(Candidate { address: address.to_owned(), length: reply.length, generation: reply.generation, rank })
 }
 
 /// Cuts one replica to `length` under the new generation and finalizes it. Returns its storage.

@@ -7,6 +7,7 @@
 //!                       \--(bounded)--> disk task               |
 //! upstream <--------- acks <-- events --/     <-- acks ---------/
 //! ```
+//! Upstream is a connection, or a door of this node ([`super::upstream`]).
 //! `feed` verifies each frame, forwards it and hands it to the disk; forwarding does not wait for the disk unless its queue is full. `acks` merges
 //! what the disk and the next node hold. The disk task is a task of its own and always runs to its end.
 //!
@@ -26,13 +27,14 @@ use cairn_common::net::{self, Conn, opening};
 use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, MAX_BLOCK_SIZE, MAX_REPLICATION, Result, pb};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use super::Transfer;
 use super::ack::{Acks, Event, Progress};
 use super::budget::WriterBudget;
 use super::disk::{self, Job, Sink};
+use super::upstream::{Down, Up, drain};
 use super::wire::{Item, UnitReader};
 use crate::store::ops::{NewReplica, Recovered, Recovery};
 use crate::store::writer::{Chunk, OpenReplica};
@@ -40,7 +42,7 @@ use crate::store::writer::{Chunk, OpenReplica};
 /// Events that may wait.
 const EVENTS: usize = 256;
 /// After an error the rest of the stream is read and dropped for this long, so that the peer gets to read the reason.
-const LINGER: Duration = Duration::from_secs(2);
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
 
 /// Why a write ended.
 #[derive(Debug)]
@@ -96,18 +98,58 @@ pub async fn serve(transfer: &Arc<Transfer>, mut conn: Conn, request: pb::WriteB
             let _ = conn.shutdown().await;
             let _ = transfer.env.clock.timeout(LINGER, drain(&mut conn)).await;
         }
-        Ok((plan, sink, below)) => {
-            if let Err(broken) = Write::start(transfer, conn, &plan, sink, below).run().await {
-                transfer.metrics.writes_failed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("write of block {block} from {peer} broke: {}", broken.error);
+        Ok(opened) => {
+            let (reader, mut up) = conn.split();
+            let storage_ids = opened.storage_ids();
+            let units = UnitReader::new(reader, opened.plan.block, opened.sink.length()).sharing(&transfer.memory);
+            let write = Write::start(transfer, Down::Wire(units), opened);
+            let ready = pb::WriteReady { error: None, failed_index: 0, storage_ids };
+            let sent = net::write_message(&mut up, &ready).await;
+            let done = match sent {
+                Ok(()) => write.run(Up::Wire(up)).await,
+                Err(error) => Err(Broken::above(Error::io("answering the writer", &error))),
+            };
+            if let Err(broken) = done {
+                note_broken(transfer, block, &peer, &broken);
             }
         }
     }
 }
 
-async fn drain(conn: &mut (impl tokio::io::AsyncRead + Unpin)) {
-    let mut bytes = vec![0; 64 << 10];
-    while conn.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+/// A write broke: it is counted and told.
+pub(crate) fn note_broken(transfer: &Transfer, block: i64, peer: &dyn std::fmt::Display, broken: &Broken) {
+    transfer.metrics.writes_failed.fetch_add(1, Ordering::Relaxed);
+    tracing::warn!("write of block {block} from {peer} broke: {}", broken.error);
+}
+
+/// A pipeline that is open. It must be run: what is open at this node is closed by the end of the write.
+pub(crate) struct Opened {
+    plan: Plan,
+    sink: Sink,
+    below: Option<Below>,
+}
+
+impl Opened {
+    /// Bytes of the block that all its nodes hold.
+    pub(crate) fn kept(&self) -> u64 {
+        self.sink.length()
+    }
+
+    /// The storages that were taken, this node's first.
+    pub(crate) fn storage_ids(&self) -> Vec<String> {
+        let below = self.below.iter().flat_map(|below| below.storage_ids.iter().cloned());
+        std::iter::once(self.sink.storage_id().to_owned()).chain(below).collect()
+    }
+
+    /// Writes what a door of this node sends until it ends. After an error the last ack tells it, unless the door itself was the reason.
+    pub(crate) async fn run(
+        self,
+        transfer: &Arc<Transfer>,
+        items: mpsc::Receiver<Item>,
+        acks: mpsc::Sender<pb::WriteAck>,
+    ) -> Result<(), Broken> {
+        Write::start(transfer, Down::Door(items), self).run(Up::Door(acks)).await
+    }
 }
 
 fn check(transfer: &Transfer, request: pb::WriteBlock) -> Result<Plan> {
@@ -128,10 +170,7 @@ fn check(transfer: &Transfer, request: pb::WriteBlock) -> Result<Plan> {
 }
 
 /// Opens this node's replica and the pipeline below, at the same time.
-async fn open_pipeline(
-    transfer: &Arc<Transfer>,
-    request: pb::WriteBlock,
-) -> Result<(Plan, Sink, Option<Below>), Broken> {
+pub(crate) async fn open_pipeline(transfer: &Arc<Transfer>, request: pb::WriteBlock) -> Result<Opened, Broken> {
     let plan = check(transfer, request).map_err(Broken::here)?;
     let (opened, joined) = {
         // The opening of the replica is never dropped in the middle: a claim would stay.
@@ -147,7 +186,7 @@ async fn open_pipeline(
         }
     };
     match (opened, joined) {
-        (Ok(sink), Ok(below)) => Ok((plan, sink, below)),
+        (Ok(sink), Ok(below)) => Ok(Opened { plan, sink, below }),
         (Err(error), _) => Err(Broken::here(error)),
         (Ok(sink), Err(broken)) => {
             abandon(transfer, sink).await;
@@ -231,11 +270,9 @@ async fn open_below(transfer: &Transfer, plan: &Plan) -> Result<Option<Below>, B
 /// A write under way.
 struct Write<'a> {
     transfer: &'a Arc<Transfer>,
-    plan: &'a Plan,
-    up_reader: ReadHalf<Conn>,
-    up: WriteHalf<Conn>,
+    plan: Plan,
+    units: Down,
     below: Option<Below>,
-    storage_ids: Vec<String>,
     kept: u64,
     open: Option<Arc<OpenReplica>>,
     progress: Progress,
@@ -245,10 +282,9 @@ struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    fn start(transfer: &'a Arc<Transfer>, conn: Conn, plan: &'a Plan, sink: Sink, below: Option<Below>) -> Self {
+    fn start(transfer: &'a Arc<Transfer>, units: Down, opened: Opened) -> Self {
+        let Opened { plan, sink, below } = opened;
         let kept = sink.length();
-        let mut storage_ids = vec![sink.storage_id().to_owned()];
-        storage_ids.extend(below.iter().flat_map(|below| below.storage_ids.iter().cloned()));
         let open = match &sink {
             Sink::Writer(writer) | Sink::Partial(writer) => Some(Arc::clone(writer.open())),
             Sink::Matcher(_) => None,
@@ -260,21 +296,15 @@ impl<'a> Write<'a> {
         let (events, queue) = mpsc::channel(EVENTS);
         let disk = disk::run(Arc::clone(transfer), sink, job_queue, Arc::clone(&progress.written), events.clone());
         tokio::spawn(disk);
-        let (up_reader, up) = conn.split();
-        Self { transfer, plan, up_reader, up, below, storage_ids, kept, open, progress, jobs, events, queue }
+        Self { transfer, plan, units, below, kept, open, progress, jobs, events, queue }
     }
 
-    async fn run(self) -> Result<(), Broken> {
-        let Self { transfer, plan, up_reader, mut up, below, storage_ids, kept, open, progress, jobs, events, queue } =
-            self;
-        let ready = pb::WriteReady { error: None, failed_index: 0, storage_ids };
-        let sent = net::write_message(&mut up, &ready).await;
-        sent.map_err(|error| Broken::above(Error::io("answering the writer", &error)))?;
+    async fn run(self, mut up: Up) -> Result<(), Broken> {
+        let Self { transfer, plan, mut units, below, kept, open, progress, jobs, events, queue } = self;
         let (below_reader, below_writer) =
             below.map_or((None, None), |below| (Some((below.reader, below.address)), Some(below.writer)));
         let sending = AtomicBool::new(false);
         let acks = Acks::new(transfer, &mut up, queue, &progress, open.clone(), below_reader.is_some(), kept, &sending);
-        let mut units = UnitReader::new(up_reader, plan.block, kept).sharing(&transfer.memory);
         let feed = Feed {
             transfer,
             block: plan.block,
@@ -296,22 +326,22 @@ impl<'a> Write<'a> {
         if let Err(broken) = &outcome {
             // Half an ack on the wire: a second one would be read as its rest.
             if let Some(index) = broken.index.filter(|_| !sending.load(Ordering::Relaxed)) {
-                let tell = tell_failure(&mut up, units.conn(), &broken.error, index);
+                let tell = tell_failure(&mut up, &mut units, &broken.error, index);
                 let _ = transfer.env.clock.timeout(LINGER, tell).await;
             }
         }
-        let _ = up.shutdown().await;
+        up.shutdown().await;
         outcome
     }
 }
 
 /// Tells the writer why the pipeline broke, and gives it time to hear it.
-async fn tell_failure(up: &mut WriteHalf<Conn>, reader: &mut ReadHalf<Conn>, error: &Error, failed_index: u32) {
+async fn tell_failure(up: &mut Up, units: &mut Down, error: &Error, failed_index: u32) {
     let kind = pb::AckKind::AckError as i32;
     let ack = pb::WriteAck { kind, error: Some(error.to_wire()), failed_index, ..Default::default() };
-    let _ = net::write_message(up, &ack).await;
-    let _ = up.shutdown().await;
-    drain(reader).await;
+    let _ = up.tell(ack).await;
+    up.shutdown().await;
+    units.drain().await;
 }
 
 /// Resolves when this write must stop: a newer writer fences it, or the daemon ends.
@@ -355,7 +385,7 @@ struct Feed<'a> {
     block: BlockId,
     /// Upper bound of the block's length.
     limit: u64,
-    units: &'a mut UnitReader<ReadHalf<Conn>>,
+    units: &'a mut Down,
     below: Option<WriteHalf<Conn>>,
     progress: &'a Progress,
     jobs: mpsc::Sender<Job>,

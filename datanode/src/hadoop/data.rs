@@ -1,0 +1,123 @@
+//! The data of a replica, out of its frames: what Hadoop's clients read is not what lies on disk. All of it is blocking.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_common::durable::File;
+use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader};
+use cairn_proto::ids::BlockId;
+use cairn_proto::{Error, ErrorCode, Result};
+
+use crate::store::Readable;
+
+/// A run of a replica's data, frame by frame, each verified against the checksum that its writer took.
+pub struct DataReader {
+    file: Arc<dyn File>,
+    block: BlockId,
+    /// In the file.
+    at: u64,
+    file_end: u64,
+    /// In the block.
+    position: u64,
+    end: u64,
+    /// Rest of the frame that was read last; starts at `position`.
+    rest: Bytes,
+}
+
+impl DataReader {
+    /// Reads `offset .. end`, which lies inside what is readable.
+    pub fn new(readable: &Readable, block: BlockId, offset: u64, end: u64) -> Result<Self> {
+        let range = readable.index.file_range(offset, end.saturating_sub(offset));
+        if end > readable.length || (range.is_none() && end != offset) {
+            let text = format!("block {block} has {} bytes here, not {end}", readable.length);
+            return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(block.to_string()));
+        }
+        let range = range.unwrap_or_default();
+        let (at, file_end) = (range.start, range.end);
+        Ok(Self { file: Arc::clone(&readable.file), block, at, file_end, position: offset, end, rest: Bytes::new() })
+    }
+
+    /// Where the next data lies in the block.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Where the run ends.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The next data, at most `limit` bytes of it; empty at the end. Code `Corrupt`: what lies on disk does not verify.
+    pub fn next(&mut self, limit: usize) -> Result<Bytes> {
+        if self.position >= self.end {
+            return Ok(Bytes::new());
+        }
+        while self.rest.is_empty() {
+            self.read_frame()?;
+        }
+        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+        let data = self.rest.split_to(self.rest.len().min(limit).min(left));
+        self.position += data.len() as u64;
+        Ok(data)
+    }
+
+    /// Appends the next `length` bytes to `out`; there must be so many. After an error zeros are appended for what could not be read.
+    pub fn copy_to(&mut self, out: &mut Vec<u8>, length: usize) -> Result<()> {
+        let whole = out.len() + length;
+        let mut outcome = Ok(());
+        while out.len() < whole {
+            match self.next(whole - out.len()) {
+                Ok(data) if !data.is_empty() => out.extend_from_slice(&data),
+                Ok(_) => break,
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        out.resize(whole, 0);
+        outcome
+    }
+
+    fn read_frame(&mut self) -> Result<()> {
+        let block = self.block;
+        let failed = |error: std::io::Error| Error::io(format!("reading block {block}"), &error);
+        let damaged = |why: &dyn std::fmt::Display| {
+            Error::new(ErrorCode::Corrupt, format!("block {block}: {why}")).with_subject(block.to_string())
+        };
+        if self.at + FRAME_HEADER_BYTES as u64 > self.file_end {
+            return Err(damaged(&"its frames end early"));
+        }
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        self.file.read_exact_at(&mut bytes, self.at).map_err(failed)?;
+        let header = FrameHeader::decode(block, &bytes).map_err(|flaw| damaged(&flaw))?;
+        if header.offset > self.position {
+            return Err(damaged(&format!("a frame starts at {}, not at {}", header.offset, self.position)));
+        }
+        let payload_at = self.at + FRAME_HEADER_BYTES as u64;
+        self.at += header.frame_bytes() as u64;
+        // Before what is wanted: the range starts where the index allows.
+        if header.end() <= self.position {
+            return Ok(());
+        }
+        let mut payload = vec![0; header.stored_len as usize];
+        self.file.read_exact_at(&mut payload, payload_at).map_err(failed)?;
+        let data = header.open(payload.into()).map_err(|flaw| damaged(&flaw))?;
+        self.rest = data.slice((self.position - header.offset) as usize..);
+        Ok(())
+    }
+}
+
+/// Whether the replica's data from `offset` on is `data`.
+pub fn holds(readable: &Readable, block: BlockId, offset: u64, data: &[u8]) -> Result<bool> {
+    let mut reader = DataReader::new(readable, block, offset, offset + data.len() as u64)?;
+    let mut left = data;
+    while !left.is_empty() {
+        let here = reader.next(left.len())?;
+        if here[..] != left[..here.len()] {
+            return Ok(false);
+        }
+        left = &left[here.len()..];
+    }
+    Ok(true)
+}

@@ -1,0 +1,278 @@
+//! Packets become frames, once: this node does for a Hadoop client what Cairn's own client does for itself.
+//!
+//! # Overview
+//! [`Framer`] gathers the data of packets. A frame is cut when it is full, or by whoever knows that no more data may come for a while. Sums of
+//! packets are verified and frames sealed off the async threads, several at a time; [`Cut::seal`] is that work. A packet is verified with the first
+//! frame that has some of its data, so nothing is passed on unverified.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use cairn_proto::frame::{Codec, DEFAULT_FRAME_RAW_BYTES, FRAME_HEADER_BYTES, Frame, Sealer};
+use cairn_proto::ids::BlockId;
+
+use super::packet::Packet;
+use super::sums::Sums;
+use crate::store::lock;
+use crate::store::writer::Chunk;
+
+/// Compressors kept for their next frame; each holds tables of about a megabyte.
+const IDLE_SEALERS: usize = 8;
+/// A frame is cut after so many packets however small they are: each of them waits for it.
+const MOST_PACKETS: usize = 256;
+
+/// Compressors that wait for their next frame.
+#[derive(Clone, Default)]
+pub struct SealerPool {
+    idle: Arc<Mutex<Vec<Sealer>>>,
+}
+
+/// Decides whether compression is worth trying, from what it brought lately. Data that does not shrink is tried more and more seldom.
+#[derive(Default)]
+struct Judge {
+    misses: u32,
+    skip: u32,
+}
+
+const MISSES_BEFORE_SKIPPING: u32 = 4;
+
+impl Judge {
+    fn try_next(&mut self) -> bool {
+        if self.skip == 0 {
+            return true;
+        }
+        self.skip -= 1;
+        false
+    }
+
+    fn learn(&mut self, frame: &Frame) {
+        let header = &frame.header;
+        if header.codec == Codec::Zstd && header.stored_len < header.raw_len - header.raw_len / 16 {
+            *self = Self::default();
+            return;
+        }
+        self.misses += 1;
+        if self.misses >= MISSES_BEFORE_SKIPPING {
+            self.skip = 8 << (self.misses - MISSES_BEFORE_SKIPPING).min(3);
+        }
+    }
+}
+
+/// Gathers data for frames.
+pub struct Framer {
+    block: BlockId,
+    sums: Sums,
+    pool: SealerPool,
+    judge: Arc<Mutex<Judge>>,
+    /// Where the gathered data starts in the block.
+    start: u64,
+    parts: Vec<Bytes>,
+    gathered: usize,
+    /// Packets with data in the next frame that were not verified yet.
+    unverified: Vec<Packet>,
+    packets: usize,
+}
+
+/// The data of one frame.
+pub struct Cut {
+    block: BlockId,
+    sums: Sums,
+    pool: SealerPool,
+    judge: Arc<Mutex<Judge>>,
+    offset: u64,
+    parts: Vec<Bytes>,
+    bytes: usize,
+    unverified: Vec<Packet>,
+}
+
+/// A packet does not fit its checksums.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadPacket {
+    /// Its number.
+    pub seqno: i64,
+    /// Where in the block the first bad chunk starts.
+    pub at: u64,
+}
+
+impl Framer {
+    /// For a block of which `start` bytes are there.
+    pub fn new(block: BlockId, start: u64, sums: Sums, pool: &SealerPool) -> Self {
+        Self {
+            block,
+            sums,
+            pool: pool.clone(),
+            judge: Arc::default(),
+            start,
+            parts: Vec::new(),
+            gathered: 0,
+            unverified: Vec::new(),
+            packets: 0,
+        }
+    }
+
+    /// Where the data that was given ends in the block.
+    pub fn end(&self) -> u64 {
+        self.start + self.gathered as u64
+    }
+
+    /// Nothing waits for a frame.
+    pub fn is_empty(&self) -> bool {
+        self.gathered == 0
+    }
+
+    /// Takes the data of a packet from `skip` on; what was skipped is there already. `verified`: its checksums were looked at. Full frames come back.
+    pub fn push(&mut self, packet: Packet, skip: usize, verified: bool) -> Vec<Cut> {
+        let mut data = packet.data.slice(skip..);
+        if !verified {
+            self.unverified.push(packet);
+        }
+        self.packets += 1;
+        let mut full = Vec::new();
+        while !data.is_empty() {
+            let part = data.split_to(data.len().min(DEFAULT_FRAME_RAW_BYTES - self.gathered));
+            self.gathered += part.len();
+            self.parts.push(part);
+            if self.gathered == DEFAULT_FRAME_RAW_BYTES {
+                full.extend(self.cut());
+            }
+        }
+        if self.packets >= MOST_PACKETS {
+            full.extend(self.cut());
+        }
+        full
+    }
+
+    /// Ends the frame, if there is data for one.
+    pub fn cut(&mut self) -> Option<Cut> {
+        if self.gathered == 0 {
+            return None;
+        }
+        let cut = Cut {
+            block: self.block,
+            sums: self.sums,
+            pool: self.pool.clone(),
+            judge: Arc::clone(&self.judge),
+            offset: self.start,
+            parts: std::mem::take(&mut self.parts),
+            bytes: self.gathered,
+            unverified: std::mem::take(&mut self.unverified),
+        };
+        self.start += self.gathered as u64;
+        self.gathered = 0;
+        self.packets = 0;
+        Some(cut)
+    }
+}
+
+/// Verifies a packet.
+pub fn verify(packet: &Packet, sums: &Sums) -> Result<(), BadPacket> {
+    match sums.first_flaw(&packet.data, &packet.sums) {
+        None => Ok(()),
+        Some(at) => Err(BadPacket { seqno: packet.header.seqno, at: packet.header.offset + at as u64 }),
+    }
+}
+
+impl Cut {
+    /// Verifies the packets and makes the frame, as it goes over the wire and onto disk.
+    pub fn seal(self) -> Result<Chunk, BadPacket> {
+        let Self { block, sums, pool, judge, offset, parts, bytes, unverified } = self;
+        for packet in &unverified {
+            verify(packet, &sums)?;
+        }
+        let raw = match <[Bytes; 1]>::try_from(parts) {
+            Ok([whole]) => whole,
+            Err(parts) => {
+                let mut raw = Vec::with_capacity(bytes);
+                parts.iter().for_each(|part| raw.extend_from_slice(part));
+                Bytes::from(raw)
+            }
+        };
+        drop(unverified);
+        let try_compress = lock(&judge).try_next();
+        let pooled = lock(&pool.idle).pop();
+        let mut sealer = pooled.unwrap_or_else(|| Sealer::new(true));
+        let frame = sealer.seal(block, offset, raw, try_compress);
+        if try_compress {
+            lock(&judge).learn(&frame);
+        }
+        let mut idle = lock(&pool.idle);
+        if idle.len() < IDLE_SEALERS {
+            idle.push(sealer);
+        }
+        drop(idle);
+        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + frame.payload.len());
+        out.extend_from_slice(&frame.header_bytes);
+        out.extend_from_slice(&frame.payload);
+        Ok(Chunk { bytes: out.into(), headers: vec![frame.header] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hadoop::packet::{PacketHeader, append, take};
+    use bytes::BytesMut;
+    use cairn_proto::frame::FrameHeader;
+    use proptest::prelude::*;
+
+    const BLOCK: BlockId = BlockId(77);
+
+    fn packet(seqno: i64, offset: u64, data: &[u8]) -> Packet {
+        let header = PacketHeader { offset, seqno, last: false, data_len: data.len(), sync: false };
+        let mut bytes = Vec::new();
+        append(&mut bytes, &header, &Sums::READ, |out| out.extend_from_slice(data));
+        take(&mut BytesMut::from(&bytes[..]), &Sums::READ).unwrap().unwrap()
+    }
+
+    fn open(chunk: &Chunk) -> (FrameHeader, Bytes) {
+        let header = FrameHeader::decode(BLOCK, &chunk.bytes).unwrap();
+        (header, header.open(chunk.bytes.slice(FRAME_HEADER_BYTES..)).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn frames_hold_what_packets_brought(sizes in proptest::collection::vec(0usize..200_000, 1..12)) {
+            let mut framer = Framer::new(BLOCK, 1_000, Sums::READ, &SealerPool::default());
+            let (mut data, mut cuts) = (Vec::new(), Vec::new());
+            for (seqno, size) in sizes.iter().enumerate() {
+                let part: Vec<u8> = (0..*size).map(|i| (i * 7 + seqno) as u8).collect();
+                cuts.extend(framer.push(packet(seqno as i64, 1_000 + data.len() as u64, &part), 0, false));
+                data.extend_from_slice(&part);
+                prop_assert_eq!(framer.end(), 1_000 + data.len() as u64);
+            }
+            cuts.extend(framer.cut());
+            prop_assert!(framer.is_empty() && framer.cut().is_none());
+            let mut got = Vec::new();
+            for cut in cuts {
+                let (header, raw) = open(&cut.seal().unwrap());
+                prop_assert_eq!(header.offset, 1_000 + got.len() as u64);
+                prop_assert!(raw.len() <= DEFAULT_FRAME_RAW_BYTES);
+                got.extend_from_slice(&raw);
+            }
+            prop_assert!(got == data);
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_damaged_packet_gets_into_a_frame() {
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        assert!(framer.push(packet(4, 0, &[1; 200_000]), 0, false).is_empty());
+        let mut bad = packet(5, 200_000, &[2; 100_000]);
+        let mut data = bad.data.to_vec();
+        data[99_999] ^= 1;
+        bad.data = data.into();
+        let first = framer.push(bad, 0, false).remove(0);
+        // The damage lies behind the end of this frame, and is found all the same.
+        assert_eq!(first.seal().unwrap_err(), BadPacket { seqno: 5, at: 200_000 + 99_840 });
+    }
+
+    #[test]
+    fn many_small_packets_do_not_wait_for_a_full_frame() {
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        let cuts: usize =
+            (0..MOST_PACKETS).map(|at| framer.push(packet(at as i64, at as u64, b"x"), 0, false).len()).sum();
+        assert_eq!(cuts, 1);
+        assert!(framer.is_empty());
+    }
+}
