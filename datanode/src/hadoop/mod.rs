@@ -156,7 +156,10 @@ pub async fn refuse_sasl(transfer: &Transfer, mut conn: Conn) {
 }
 
 /// The next operation: its number and its message. `None`: the peer left, or speaks another version; a real datanode closes without a word.
-async fn read_op(conn: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(u8, Bytes)>> {
+///
+/// # Errors
+/// The connection broke, or the message is longer than an operation may be.
+pub async fn read_op(conn: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(u8, Bytes)>> {
     let mut head = [0; 3];
     match conn.read_exact(&mut head).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

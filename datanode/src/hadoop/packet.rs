@@ -178,7 +178,8 @@ impl<R: AsyncRead + Unpin> PacketReader<R> {
             }
             let missing = self.need - self.buffer.len();
             if self.buffer.capacity() - self.buffer.len() < missing {
-                self.buffer.reserve(missing.max(READ_BYTES));
+                // Room for a large packet comes with its bytes, not with its claim.
+                self.buffer.reserve(missing.min(self.buffer.len()).max(READ_BYTES));
             }
             let read = self.conn.read_buf(&mut self.buffer).await;
             let gone = |text: String| Error::new(ErrorCode::Unreachable, text);

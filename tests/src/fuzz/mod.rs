@@ -10,6 +10,7 @@
 
 pub mod core;
 pub mod formats;
+pub mod hadoop;
 pub mod input;
 pub mod log;
 pub mod meter;
@@ -94,6 +95,20 @@ pub const TARGETS: &[Target] = &[
         seeds: node::settings_seeds,
         memory: 4 * MIB,
         rounds: 1_000,
+    },
+    Target {
+        name: "hadoop_packets",
+        run: hadoop::hadoop_packets,
+        seeds: hadoop::packet_seeds,
+        memory: 16 * MIB,
+        rounds: 1_000,
+    },
+    Target {
+        name: "hadoop_operations",
+        run: hadoop::hadoop_operations,
+        seeds: hadoop::operation_seeds,
+        memory: 4 * MIB,
+        rounds: 3_000,
     },
     Target { name: "paths", run: text::paths, seeds: text::path_seeds, memory: 4 * MIB, rounds: 1_000 },
     Target { name: "globs", run: text::globs, seeds: text::glob_seeds, memory: 64 * MIB, rounds: 400 },
