@@ -207,6 +207,33 @@ pub fn resident_bytes_of(pid: u32) -> u64 {
     resident_of(&format!("/proc/{pid}/statm"))
 }
 
+/// The most resident bytes that a process has had since it began, or since [`forget_peak`]; 0 if it is gone. The kernel keeps it, so nothing is
+/// missed between two looks.
+pub fn peak_resident_bytes_of(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
+}
+
+/// Has [`peak_resident_bytes_of`] start again from what the process has now. Where the kernel refuses, it goes on from its beginning.
+pub fn forget_peak(pid: u32) {
+    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+}
+
+/// The most resident bytes that any child of this process has had that ended and was waited for.
+pub fn peak_resident_bytes_of_children() -> u64 {
+    // SAFETY: `usage` is plain data of the right size that the call fills.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        match libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) {
+            0 => usage,
+            _ => return 0,
+        }
+    };
+    u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10
+}
+
 /// Resident bytes of this process.
 pub fn resident_bytes() -> u64 {
     resident_of("/proc/self/statm")
@@ -352,6 +379,12 @@ mod tests {
         assert!(!user_name().is_empty());
         assert!(!host_name().is_empty());
         assert!(resident_bytes() > 1 << 20);
+        let before = peak_resident_bytes_of(std::process::id());
+        assert!(before > 1 << 20);
+        drop(std::hint::black_box(vec![1_u8; before as usize + (32 << 20)]));
+        assert!(peak_resident_bytes_of(std::process::id()) > before + (16 << 20));
+        std::process::Command::new("true").status().unwrap();
+        assert!(peak_resident_bytes_of_children() > 100 << 10);
         let tree = resident_of_tree(std::process::id());
         assert!(tree.iter().any(|(pid, bytes)| *pid == std::process::id() && *bytes > 1 << 20), "{tree:?}");
         assert!(groups_of("no such user \u{1F5FF}").is_empty());

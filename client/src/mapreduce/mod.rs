@@ -209,15 +209,28 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Of a limit for the whole process, whose code, buffers and readers need the rest.
+    /// What a worker needs before it has a record: its code, and windows of readers and writers.
+    const FIXED_BYTES: u64 = 24 << 20;
+
+    /// Of a limit for the whole process.
     pub fn of(memory_limit: u64) -> Self {
+        let room = Self::room(memory_limit);
         Self {
-            collect: memory_limit / 5 * 2,
-            fetched: memory_limit / 5,
-            // A quarter of the limit, at 384 KiB a run: raw chunk, stored chunk, decoder.
-            merge_ways: (memory_limit / 4 / (384 << 10)).clamp(4, 128) as usize,
-            program: memory_limit / 8,
+            collect: room / 5 * 2,
+            fetched: room / 5,
+            // A quarter of the room, at 384 KiB a run: raw chunk, stored chunk, decoder.
+            merge_ways: (room / 4 / (384 << 10)).clamp(4, 128) as usize,
+            program: room / 8,
         }
+    }
+
+    fn room(memory_limit: u64) -> u64 {
+        memory_limit - Self::FIXED_BYTES.min(memory_limit / 2)
+    }
+
+    /// The least limit with which [`Self::of_map_only`] leaves so much to the program.
+    pub fn limit_for_map_only(program: u64) -> u64 {
+        (program.div_ceil(3) * 5).saturating_add(Self::FIXED_BYTES)
     }
 
     /// What one record that is a whole file may take.
@@ -227,7 +240,7 @@ impl Shares {
 
     /// The same for a map of a job without reducers: what would gather records is the program's.
     pub fn of_map_only(memory_limit: u64) -> Self {
-        Self { collect: 0, fetched: 0, program: memory_limit / 5 * 3, ..Self::of(memory_limit) }
+        Self { collect: 0, fetched: 0, program: Self::room(memory_limit) / 5 * 3, ..Self::of(memory_limit) }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_common::durable::{Fs, read_all};
+use cairn_common::process;
 use cairn_proto::pb::task_event::Event as What;
 use cairn_proto::pb::worker_report::Report;
 use cairn_proto::{Error, ErrorCode, Result, pb, position};
@@ -41,8 +42,13 @@ fn tree_bytes(fs: &dyn Fs, dir: &Path) -> u64 {
 
 impl Owner {
     pub(super) async fn report(&mut self, number: u64, report: pb::WorkerReport) {
-        let Some(worker) = self.workers.get_mut(&number) else { return };
         let Some(report) = report.report else { return };
+        if let Report::Success(success) = &report
+            && self.was_over(number, success)
+        {
+            return;
+        }
+        let Some(worker) = self.workers.get_mut(&number) else { return };
         if let Report::Progress(progress) = report {
             let Some(running) = &mut worker.running else { return };
             (running.bytes, running.progress_ms) = (progress.bytes, self.env.clock.mono_ms());
@@ -123,13 +129,15 @@ impl Owner {
             let named = describe(&running.task);
             let fault = |text: String| Error::new(ErrorCode::TaskFailed, text);
             let error = match &running.doomed {
-                Some(Doom::Fault(error)) => error.clone(),
+                Some(Doom::Fault(error) | Doom::Late(error)) => error.clone(),
                 Some(Doom::Asked) => fault(format!("{named} was killed")),
                 Some(Doom::Preempted) => fault(format!("{named} gave way to a job that had waited for too long")),
-                None if ran_out => self.over_limit(&worker.job_id, &named, running.peak),
+                None if ran_out => self.over_limit(&worker.job_id, &named, "was stopped: it used", running.peak),
                 None => fault(format!("the worker of {named} on {} {how}", self.name.host)),
             };
-            let position = if killed { None } else { self.position(&running.work_dir).await };
+            // One that had come to its end was at no record in particular.
+            let was_on_its_way = !killed && !matches!(running.doomed, Some(Doom::Late(_)));
+            let position = if was_on_its_way { self.position(&running.work_dir).await } else { None };
             let error = match &position {
                 Some(at) => {
                     Error::new(error.code(), format!("{}; it was at {}", error.message(), position::describe(at)))
@@ -158,20 +166,35 @@ impl Owner {
         position::decode(&read.ok()?)
     }
 
-    fn over_limit(&self, job_id: &str, task: &str, used: u64) -> Error {
+    fn over_limit(&self, job_id: &str, task: &str, how: &str, used: u64) -> Error {
         let limit = self.jobs.get(job_id).map_or(0, |job| job.description.memory_limit);
-        let text = format!(
-            "{task} on {} was stopped: it used {} MiB of memory, its limit is {} MiB",
-            self.name.host,
-            used.max(limit) >> 20,
-            limit >> 20
-        );
+        let host = &self.name.host;
+        // Rounded up: never does it seem to have kept to its limit.
+        let (used, limit) = (used.max(limit).div_ceil(1 << 20), limit >> 20);
+        let text = format!("{task} on {host} {how} {used} MiB of memory, its limit is {limit} MiB");
         Error::new(ErrorCode::TaskFailed, text)
+    }
+
+    /// Did an attempt that ended well have more memory at some time than it may? Then it has failed, and its worker is ended.
+    fn was_over(&mut self, number: u64, success: &pb::TaskSuccess) -> bool {
+        let Some(worker) = self.workers.get_mut(&number).filter(|worker| worker.group.is_none()) else { return false };
+        let Some(running) = worker.running.as_mut().filter(|running| running.doomed.is_none()) else { return false };
+        let peak = process::peak_resident_bytes_of(worker.handle.pid).max(success.peak_memory);
+        running.peak = running.peak.max(peak);
+        let Some(job) = self.jobs.get(&worker.job_id) else { return false };
+        if peak <= job.description.memory_limit {
+            return false;
+        }
+        let (job_id, named) = (worker.job_id.clone(), describe(&running.task));
+        let error = self.over_limit(&job_id, &named, "has ended, but at some time it used", peak);
+        self.doom(number, Doom::Late(error));
+        true
     }
 
     /// Measures every busy worker and kills those over their limit.
     pub(super) fn sample(&mut self) {
         let mut over = Vec::new();
+        self.near_limit = false;
         for (number, worker) in &mut self.workers {
             let Some(running) = &mut worker.running else { continue };
             let Some(job) = self.jobs.get(&worker.job_id) else { continue };
@@ -181,9 +204,13 @@ impl Owner {
                 running.memory = group.memory();
             } else {
                 running.memory = running.sampler.sample(worker.handle.pid);
+                let peak = process::peak_resident_bytes_of(worker.handle.pid);
+                running.peak = running.peak.max(peak);
+                self.near_limit |= running.memory > limit - limit / 4;
                 // Pages that processes share were counted once for each of them.
-                if running.memory > limit && running.doomed.is_none() && proportional(worker.handle.pid) > limit {
-                    over.push((*number, running.memory));
+                let too_much = || peak > limit || running.memory > limit && proportional(worker.handle.pid) > limit;
+                if running.doomed.is_none() && too_much() {
+                    over.push((*number, running.memory.max(peak)));
                 }
             }
             running.peak = running.peak.max(running.memory);
@@ -191,15 +218,15 @@ impl Owner {
         for (number, used) in over {
             let Some(worker) = self.workers.get(&number) else { continue };
             let Some(running) = &worker.running else { continue };
-            let error = self.over_limit(&worker.job_id, &describe(&running.task), used);
-            self.doom(number, error);
+            let error = self.over_limit(&worker.job_id, &describe(&running.task), "was stopped: it used", used);
+            self.doom(number, Doom::Fault(error));
         }
     }
 
-    fn doom(&mut self, number: u64, error: Error) {
+    fn doom(&mut self, number: u64, why: Doom) {
         let Some(worker) = self.workers.get_mut(&number) else { return };
         if let Some(running) = worker.running.as_mut().filter(|running| running.doomed.is_none()) {
-            running.doomed = Some(Doom::Fault(error));
+            running.doomed = Some(why);
             worker.kill();
         }
     }
@@ -222,7 +249,7 @@ impl Owner {
                 hung.push((*number, Error::new(ErrorCode::TaskFailed, text)));
             }
         }
-        hung.into_iter().for_each(|(number, error)| self.doom(number, error));
+        hung.into_iter().for_each(|(number, error)| self.doom(number, Doom::Fault(error)));
     }
 
     /// Has the work folders of what runs measured, off this thread.
@@ -286,7 +313,7 @@ impl Owner {
                 over.push((*number, Error::new(ErrorCode::DiskFull, text)));
             }
         }
-        over.into_iter().for_each(|(number, error)| self.doom(number, error));
+        over.into_iter().for_each(|(number, error)| self.doom(number, Doom::Fault(error)));
     }
 
     /// Ends jobs whose drivers are gone, lets idle workers go, answers drivers that have waited long enough.

@@ -205,6 +205,8 @@ pub enum Doom {
     Asked,
     /// It used more than it may, or stands still: this is what to say.
     Fault(Error),
+    /// It had ended well, and then was found to have used more than it may.
+    Late(Error),
     /// Its slot is needed more elsewhere.
     Preempted,
 }

@@ -1,4 +1,12 @@
 //! How much memory a worker and its children use, where the kernel does not count it for us.
+//!
+//! Samples alone would miss what is taken and given back between two of them. So the worker's own peak, which the kernel keeps, is looked at with
+//! every sample and once more when its task has ended, and so is the largest peak of the children that it has waited for, which it tells itself: an
+//! attempt of which one process was over the limit at any moment has failed. Only the sum over several processes is as exact as the samples are,
+//! which come closer together when a task is near its limit.
+//!
+//! A limit of address space or of data (RLIMIT_AS, RLIMIT_DATA) would not do instead: runtimes reserve far more than they touch, and those that
+//! run into such a limit end with an error of their own that does not name it.
 
 use cairn_common::process;
 

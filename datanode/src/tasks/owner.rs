@@ -23,6 +23,8 @@ use super::{NodeName, TaskSettings};
 
 /// How often memory is sampled while tasks run.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
+/// And while one of them is near its limit: the shorter, the less it can take before it is stopped.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_WAIT_MS: u32 = 10_000;
 const MIN_MEMORY: u64 = 32 << 20;
 /// Longest time that a job may ask to be kept without a driver.
@@ -121,6 +123,8 @@ pub struct Owner {
     /// When work folders were last measured; a measurement is under way.
     pub(super) measured_ms: u64,
     pub(super) measuring: bool,
+    /// A task that runs is near its memory limit.
+    pub(super) near_limit: bool,
     expired_ms: u64,
 }
 
@@ -160,6 +164,7 @@ impl Owner {
             stopping: None,
             measured_ms: 0,
             measuring: false,
+            near_limit: false,
         }
     }
 
@@ -169,7 +174,8 @@ impl Owner {
         loop {
             // With nothing running there is nothing to watch closely; leases and idle workers can wait a second.
             let busy = self.workers.values().any(|worker| worker.running.is_some());
-            let wait = if busy { SAMPLE_INTERVAL } else { Duration::from_secs(1) };
+            let interval = if self.near_limit { CLOSE_INTERVAL } else { SAMPLE_INTERVAL };
+            let wait = if busy { interval } else { Duration::from_secs(1) };
             tokio::select! {
                 biased;
                 event = events.recv() => match event {
@@ -179,7 +185,7 @@ impl Owner {
                 () = self.env.clock.sleep(self.until_next_look(wait)), if !self.jobs.is_empty() => {}
             }
             let now_ms = self.env.clock.mono_ms();
-            if now_ms.saturating_sub(sampled_ms) >= SAMPLE_INTERVAL.as_millis() as u64 {
+            if now_ms.saturating_sub(sampled_ms) >= interval.as_millis() as u64 {
                 sampled_ms = now_ms;
                 self.sample();
                 self.upkeep(now_ms).await;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cairn_common::process;
 use cairn_proto::pb::worker_order::Order;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
@@ -65,6 +66,8 @@ impl Owner {
         let started_ms = self.env.clock.mono_ms();
         if let Some(worker) = self.workers.get_mut(&number) {
             worker.handle.log.begin(log, self.settings.log_bytes);
+            // What an earlier task of this worker needed is not this one's.
+            process::forget_peak(worker.handle.pid);
             worker.running = Some(Running {
                 task,
                 started_ms,

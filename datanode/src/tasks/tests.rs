@@ -14,7 +14,11 @@ use crate::MapOutputs as _;
 
 /// The command by which a script reports success as a worker does.
 fn success() -> String {
-    let report = pb::worker_report::Report::Success(pb::TaskSuccess::default());
+    reported(pb::TaskSuccess::default())
+}
+
+fn reported(success: pb::TaskSuccess) -> String {
+    let report = pb::worker_report::Report::Success(success);
     let sent = cairn_proto::dataplane::encode_delimited(&pb::WorkerReport { report: Some(report) });
     let octal: String = sent.iter().map(|byte| format!("\\{byte:03o}")).collect();
     format!("printf '{octal}'")
@@ -312,6 +316,39 @@ async fn over_its_memory_limit_a_task_is_stopped_and_told_why() {
     assert!(text.starts_with("map 0 attempt 0 on dn1 was stopped: it used "), "{text}");
     assert!(text.ends_with("its limit is 64 MiB"), "{text}");
     assert!(!failure.killed && failure.peak_memory > 64 << 20);
+}
+
+#[tokio::test]
+async fn a_peak_that_no_sample_saw_fails_the_attempt_all_the_same() {
+    // 80 MiB for a moment; then it ends well.
+    let report = pb::WorkerReport { report: Some(pb::worker_report::Report::Success(pb::TaskSuccess::default())) };
+    let sent = cairn_proto::dataplane::encode_delimited(&report);
+    let script = format!(
+        "import mmap,os,time\nheld = mmap.mmap(-1, 80 << 20)\nfor at in range(0, 80 << 20, 4096): held[at] = 1\nheld.close()\nos.write(1, bytes({:?}))\ntime.sleep(1000)",
+        sent.to_vec()
+    );
+    let fixture = executor("", |settings| {
+        settings.worker_command = ["python3", "-c", &script].map(str::to_owned).to_vec();
+    });
+    let fixture = fixture.await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    let text = message(&failure);
+    assert!(text.starts_with("map 0 attempt 0 on dn1 ") && text.ends_with("its limit is 64 MiB"), "{text}");
+    assert!(failure.peak_memory > 64 << 20 && !failure.killed, "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_child_that_needed_too_much_fails_its_attempt() {
+    let report = pb::TaskSuccess { peak_memory: 65 << 20, ..Default::default() };
+    let fixture = executor(&format!("{}; exec sleep 1000", reported(report)), |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let failure = fixture.next_failure().await;
+    let want = "map 0 attempt 0 on dn1 has ended, but at some time it used 65 MiB of memory, its limit is 64 MiB";
+    assert_eq!((message(&failure), failure.peak_memory), (want, 65 << 20));
+    assert!(failure.position.is_none());
 }
 
 #[tokio::test]

@@ -165,8 +165,7 @@ async fn broadcast(
     }
     let (needed, has) = (memory_for(bytes, rows), Shares::of_map_only(spec.memory_limit).program);
     if needed > has {
-        // The share is three fifths of the limit.
-        let enough = (needed / 3 * 5).div_ceil(64 << 20) * 64;
+        let enough = Shares::limit_for_map_only(needed).div_ceil(64 << 20) * 64;
         let text = format!(
             "the {side} side has {bytes} bytes in about {rows} rows and needs about {needed} bytes of memory in every map, but a task whose limit is {} bytes has {has} for it: use --task-memory {enough}m or --kind reduce",
             spec.memory_limit

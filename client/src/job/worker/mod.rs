@@ -387,6 +387,7 @@ fn success(counters: &Counters, partition_bytes: Vec<u64>, files: Vec<WrittenFil
         partition_bytes,
         output_bytes,
         files: files.into_iter().map(file).collect(),
+        peak_memory: cairn_common::process::peak_resident_bytes_of_children(),
         ..Default::default()
     }
 }
