@@ -218,7 +218,9 @@ pub fn peak_resident_bytes_of(pid: u32) -> u64 {
 
 /// Has [`peak_resident_bytes_of`] start again from what the process has now. Where the kernel refuses, it goes on from its beginning.
 pub fn forget_peak(pid: u32) {
-    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+    if let Ok(mut file) = std::fs::File::options().write(true).open(format!("/proc/{pid}/clear_refs")) {
+        let _ = std::io::Write::write_all(&mut file, b"5");
+    }
 }
 
 /// The most resident bytes that any child of this process has had that ended and was waited for.

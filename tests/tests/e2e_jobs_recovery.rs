@@ -274,8 +274,9 @@ fn a_worker_that_stands_still_is_overtaken_and_counts_once() {
     let report = Run::of_child("job wordcount", job, PATIENCE).json();
     assert_eq!((&report["state"], &report["map"]["attempts_failed"]), (&"succeeded".into(), &0.into()), "{report}");
     assert_eq!(sums(&report), sums(&clean));
-    let second = report["tasks"].as_array().unwrap().iter().filter(|task| task["attempt"] == 1).count();
-    assert_eq!(second, 1, "the second attempt won: {report}");
+    // A reduce that stood by in the only other slot may have given way to it.
+    let maps = report["tasks"].as_array().unwrap().iter().filter(|task| task["kind"] == "map");
+    assert_eq!(maps.filter(|task| task["attempt"] == 1).count(), 1, "the second attempt won: {report}");
     assert_counts(&cluster, &local, "/counts");
     assert!(!worker.runs(), "the first one was killed");
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use cairn_tests::data::{self, sorted_lines};
 use cairn_tests::{Cluster, ClusterOptions, Run, process, wait_until};
@@ -270,6 +271,110 @@ fn what_commands_do_wrong_is_told_with_task_node_and_last_words() {
         0,
         "nothing is left: {listed}"
     );
+}
+
+#[test]
+fn reduces_fetch_while_the_last_map_runs() {
+    let cluster = Cluster::start(ClusterOptions::new(2, 1).more("[datanode]\ntask_slots = 2"));
+    let text = |at: u32| (0..9_000).flat_map(move |n| format!("w{}\n", n * (at + 7) % 501).into_bytes()).collect();
+    let texts: Vec<Vec<u8>> = (0..5).map(text).collect();
+    texts.iter().enumerate().for_each(|(at, text)| cluster.put_in_folders(&format!("/in/{at}"), text, &[]));
+    let gate = cluster.local_file("gate", b"");
+    std::fs::remove_file(&gate).unwrap();
+    let words = "tr -s \" \\n\" \"\\n\\n\"";
+    let lives = "echo reporter:status:waits >&2; sleep 0.2";
+    let slow = format!("case $mapreduce_map_input_file in */3) while [ ! -e {gate} ]; do {lives}; done;; esac");
+    let mapper = format!("sh -c '{words}; {slow}'");
+    let line = ["job", "run", "--detach", "--", "streaming", "--input", "/in", "--output", "/out", "--reducers", "2"];
+    // It stands by for longer than a task may stand still: waiting for maps is no fault of its own.
+    let flags = ["--mapper", &mapper, "--reducer", "uniq -c", "--no-speculation", "--task-timeout", "3s"];
+    let id = cluster.json(&[&line[..], &flags].concat())["id"].as_str().unwrap().to_owned();
+    let status = || cluster.json(&["job", "status", &id]);
+    let waits = |status: &Value| {
+        let attempts = status["attempts"].as_array().unwrap();
+        ["r0.", "r1."].iter().all(|name| attempts.iter().any(|one| one["task"].as_str().unwrap().starts_with(name)))
+    };
+    wait_until("both reduces run beside the last map", Duration::from_secs(60), || {
+        let status = status();
+        status["maps_done"] == 4 && waits(&status)
+    });
+    std::fs::write(&gate, b"").unwrap();
+    wait_until("the job is over", Duration::from_secs(60), || status()["state"] == "succeeded");
+    let report = &status()["report"];
+    assert_eq!((&report["map"]["attempts_failed"], &report["reduce"]["attempts_failed"]), (&0.into(), &0.into()));
+    let mut got: Vec<String> = lines(&cluster.cat("/out/part-r-*")).iter().map(|line| line.trim().to_owned()).collect();
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for text in &texts {
+        for word in String::from_utf8_lossy(text).split_ascii_whitespace() {
+            *counts.entry(word.to_owned()).or_default() += 1;
+        }
+    }
+    let mut want: Vec<String> = counts.into_iter().map(|(word, count)| format!("{count} {word}")).collect();
+    got.sort();
+    want.sort();
+    assert!(got == want, "{} lines, {} expected", got.len(), want.len());
+}
+
+#[test]
+fn what_no_other_attempt_would_change_fails_at_once() {
+    let cluster = Cluster::start(ClusterOptions::new(3, 1));
+    cluster.put("/small", b"one line\n", &[]);
+    let plain = cluster.local_file("plain.py", b"print('x')\n");
+    std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let no_interpreter = script(&cluster, "nothing.py", "#!/no/such/interpreter\n");
+    let cases: &[(&[&str], u32, &[&str])] = &[
+        (&["--mapper", "plain.py", "--file", &plain], 1, &["map 0 failed once", "plain.py", "not executable"]),
+        (&["--mapper", "./not-shipped.py"], 1, &["map 0 failed once", "not-shipped.py", "no such file"]),
+        // What is missing on one node may be there on the next, on two it will not be.
+        (&["--mapper", "no-such-mapper"], 2, &["map 0 failed 2 times", "no-such-mapper", "PATH"]),
+        (&["--mapper", "nothing.py", "--file", &no_interpreter], 2, &["map 0 failed 2 times", "interpreter"]),
+        (&["--mapper", "false"], 4, &["map 0 failed 4 times", "exited with status 1"]),
+    ];
+    for (number, (flags, attempts, parts)) in cases.iter().enumerate() {
+        let run = stream(&cluster, flags, "/small", &format!("/out-{number}"));
+        assert_eq!(run.code, 1, "{run:?}");
+        let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+        let why = report["failure"].as_str().unwrap();
+        for part in parts.iter().chain(&["on dn"]) {
+            assert!(why.contains(part), "{why:?} does not name {part:?}");
+        }
+        assert_eq!(report["map"]["attempts_failed"], *attempts, "{why}");
+    }
+}
+
+#[test]
+fn input_that_vanishes_and_output_that_appears_end_a_job_at_once() {
+    let cluster = Cluster::start(ClusterOptions::new(1, 1).more("[datanode]\ntask_slots = 1"));
+    (0..3).for_each(|at| cluster.put_in_folders(&format!("/in/{at}"), b"one line\n", &[]));
+    let gate = cluster.local_file("gate", b"");
+    std::fs::remove_file(&gate).unwrap();
+    let mapper = format!("sh -c 'cat; while [ ! -e {gate} ]; do sleep 0.05; done'");
+    let start = |output: &str| {
+        let line = ["job", "run", "--detach", "--", "streaming", "--input", "/in", "--output", output];
+        let view = cluster.json(&[&line[..], &["--reducers", "0", "--mapper", &mapper]].concat());
+        view["id"].as_str().unwrap().to_owned()
+    };
+    let status = |id: &str| cluster.json(&["job", "status", id]);
+    let ends = |id: &str| {
+        wait_until("the job is over", Duration::from_secs(60), || status(id)["state"] == "failed");
+        status(id)["report"].clone()
+    };
+    let id = start("/appears");
+    wait_until("a map runs", Duration::from_secs(60), || status(&id)["running"] == 1);
+    cluster.cairn(&["mkdir", "/appears"]).ok();
+    let report = ends(&id);
+    let why = report["failure"].as_str().unwrap();
+    assert!(why.contains("output /appears appeared while the job ran"), "{why}");
+    assert_eq!(cluster.json(&["ls", "/appears"]), serde_json::json!([]), "what appeared is left alone");
+    let id = start("/vanishes");
+    wait_until("a map runs", Duration::from_secs(60), || status(&id)["running"] == 1);
+    cluster.cairn(&["rm", "--skip-trash", "/in/2"]).ok();
+    std::fs::write(&gate, b"").unwrap();
+    let report = ends(&id);
+    let why = report["failure"].as_str().unwrap();
+    assert!(why.contains("map 2 failed once") && why.contains("/in/2") && why.contains("on dn"), "{why}");
+    assert_eq!(report["map"]["attempts_failed"], 1, "{why}");
+    cluster.cairn(&["stat", "/vanishes"]).fails(1);
 }
 
 #[test]

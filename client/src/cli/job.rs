@@ -1,6 +1,7 @@
 //! `job`: jobs on the nodes that hold the blocks.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use cairn_client::fs::{Error, ErrorCode, FileSystem};
@@ -25,24 +26,29 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// `job`
 pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
-    let spec = match command {
-        JobCommand::Wordcount(args) => wordcount_spec(args),
-        JobCommand::Grep(args) => grep_spec(args),
-        JobCommand::Streaming(args) => return builtin::streaming(context, args).await,
-        JobCommand::Sort(args) => return builtin::sort(context, args).await,
-        JobCommand::Join(args) => return builtin::join(context, args).await,
-        JobCommand::Teragen(args) => return builtin::teragen(context, args).await,
-        JobCommand::Terasort(args) => return builtin::terasort(context, args).await,
-        JobCommand::Teravalidate(args) => return builtin::teravalidate(context, args).await,
-        JobCommand::Distcp(args) => return distcp::distcp(context, args).await,
-        JobCommand::Plan(args) => return plan(context, args).await,
-        JobCommand::Run(args) => return jobs::run(context, args).await,
-        JobCommand::Ls(args) => return jobs::ls(context, args).await,
-        JobCommand::Status(args) => return jobs::status(context, args).await,
-        JobCommand::Logs(args) => return jobs::logs(context, args).await,
-        JobCommand::Kill(args) => return jobs::kill(context, args).await,
-        JobCommand::Resume(args) => return jobs::resume(context, args).await,
+    // Boxed, as in `dispatch`.
+    let work: Pin<Box<dyn Future<Output = Outcome> + '_>> = match command {
+        JobCommand::Wordcount(args) => Box::pin(run_spec(context, wordcount_spec(args))),
+        JobCommand::Grep(args) => Box::pin(run_spec(context, grep_spec(args))),
+        JobCommand::Streaming(args) => Box::pin(builtin::streaming(context, args)),
+        JobCommand::Sort(args) => Box::pin(builtin::sort(context, args)),
+        JobCommand::Join(args) => Box::pin(builtin::join(context, args)),
+        JobCommand::Teragen(args) => Box::pin(builtin::teragen(context, args)),
+        JobCommand::Terasort(args) => Box::pin(builtin::terasort(context, args)),
+        JobCommand::Teravalidate(args) => Box::pin(builtin::teravalidate(context, args)),
+        JobCommand::Distcp(args) => Box::pin(distcp::distcp(context, args)),
+        JobCommand::Plan(args) => Box::pin(plan(context, args)),
+        JobCommand::Run(args) => Box::pin(jobs::run(context, args)),
+        JobCommand::Ls(args) => Box::pin(jobs::ls(context, args)),
+        JobCommand::Status(args) => Box::pin(jobs::status(context, args)),
+        JobCommand::Logs(args) => Box::pin(jobs::logs(context, args)),
+        JobCommand::Kill(args) => Box::pin(jobs::kill(context, args)),
+        JobCommand::Resume(args) => Box::pin(jobs::resume(context, args)),
     };
+    work.await
+}
+
+async fn run_spec(context: &mut Context, spec: JobSpec) -> Outcome {
     let fs = context.connect().await?;
     let report = run(context, &fs, spec).await?;
     finish(&mut context.out, report)
@@ -63,6 +69,7 @@ pub fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
     spec.disk_limit = args.disk_limit.unwrap_or(0);
     spec.lease_ms = args.keep.unwrap_or(0);
     spec.speculative = !args.no_speculation;
+    spec.slow_start = args.slow_start.unwrap_or(spec.slow_start);
     spec
 }
 
@@ -103,7 +110,8 @@ pub async fn run(context: &mut Context, fs: &FileSystem, spec: JobSpec) -> Outco
         return Err(jobs::detach(context, fs, &spec).await?);
     }
     let (observer, control) = JobObserver::new();
-    until_signal(context, &control, watched(context, job::run(fs, spec, observer), &control)).await
+    let running = Box::pin(job::run(fs, spec, observer));
+    until_signal(context, &control, watched(context, running, &control)).await
 }
 
 /// Waits for a job; a signal cancels it, and then its end is the end of the program.

@@ -250,7 +250,8 @@ pub async fn resume(context: &mut Context, args: &ResumeArgs) -> Outcome {
         return say_detached(&mut context.out, &args.id, &node);
     }
     let (observer, control) = JobObserver::new();
-    let running = watched(context, job::resume(&fs, &args.id, args.force, observer), &control);
+    let resumed = Box::pin(job::resume(&fs, &args.id, args.force, observer));
+    let running = watched(context, resumed, &control);
     let report = until_signal(context, &control, running).await?;
     finish(&mut context.out, report)
 }

@@ -41,6 +41,7 @@ mod state;
 mod stream;
 mod units;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use cairn_client::job::worker::worker_main;
@@ -160,42 +161,45 @@ fn handles_signals(command: &Command) -> bool {
     )
 }
 
+/// Each command's future has a place of its own on the heap: all of them together would be too much for a stack, where builds that are not optimised
+/// move it from call to call.
 async fn dispatch(context: &mut Context, command: Command) -> Outcome {
-    match command {
-        Command::Local(args) => local::local(context, &args).await,
-        Command::Demo(args) => demo::demo(context, &args).await,
-        Command::Chaos(args) => chaos::chaos(context, &args).await,
-        Command::Namenode(args) => daemon::namenode(context, &args).await,
-        Command::Datanode(args) => daemon::datanode(context, &args).await,
+    let work: Pin<Box<dyn Future<Output = Outcome> + '_>> = match &command {
+        Command::Local(args) => Box::pin(local::local(context, args)),
+        Command::Demo(args) => Box::pin(demo::demo(context, args)),
+        Command::Chaos(args) => Box::pin(chaos::chaos(context, args)),
+        Command::Namenode(args) => Box::pin(daemon::namenode(context, args)),
+        Command::Datanode(args) => Box::pin(daemon::datanode(context, args)),
         // Served before there is a context.
-        Command::TaskWorker(_) => Ok(()),
-        Command::Put(args) => put::put(context, &args).await,
-        Command::Append(args) => append::append(context, &args).await,
-        Command::Truncate(args) => append::truncate(context, &args).await,
-        Command::Concat(args) => append::concat(context, &args).await,
-        Command::Get(args) => get::get(context, &args).await,
-        Command::Cat(args) => get::cat(context, &args).await,
-        Command::Head(args) => get::head(context, &args).await,
-        Command::Tail(args) => get::tail(context, &args).await,
-        Command::Ls(args) => listing::ls(context, &args).await,
-        Command::Stat(args) => listing::stat(context, &args).await,
-        Command::Du(args) => listing::du(context, &args).await,
-        Command::Df(args) => listing::df(context, &args).await,
-        Command::Find(args) => listing::find(context, &args).await,
-        Command::Checksum(args) => listing::checksum(context, &args).await,
-        Command::Mkdir(args) => names::mkdir(context, &args).await,
-        Command::Touch(args) => names::touch(context, &args).await,
-        Command::Mv(args) => names::mv(context, &args).await,
-        Command::Cp(args) => put::cp(context, &args).await,
-        Command::Rm(args) => names::rm(context, &args).await,
-        Command::Chmod(args) => names::chmod(context, &args).await,
-        Command::Chown(args) => names::chown(context, &args).await,
-        Command::Setrep(args) => names::setrep(context, &args).await,
-        Command::Blocks(args) => health::blocks(context, &args).await,
-        Command::Fsck(args) => fsck::fsck(context, &args).await,
-        Command::Admin(command) => health::admin(context, &command).await,
-        Command::Job(command) => job::job(context, &command).await,
-    }
+        Command::TaskWorker(_) => Box::pin(std::future::ready(Ok(()))),
+        Command::Put(args) => Box::pin(put::put(context, args)),
+        Command::Append(args) => Box::pin(append::append(context, args)),
+        Command::Truncate(args) => Box::pin(append::truncate(context, args)),
+        Command::Concat(args) => Box::pin(append::concat(context, args)),
+        Command::Get(args) => Box::pin(get::get(context, args)),
+        Command::Cat(args) => Box::pin(get::cat(context, args)),
+        Command::Head(args) => Box::pin(get::head(context, args)),
+        Command::Tail(args) => Box::pin(get::tail(context, args)),
+        Command::Ls(args) => Box::pin(listing::ls(context, args)),
+        Command::Stat(args) => Box::pin(listing::stat(context, args)),
+        Command::Du(args) => Box::pin(listing::du(context, args)),
+        Command::Df(args) => Box::pin(listing::df(context, args)),
+        Command::Find(args) => Box::pin(listing::find(context, args)),
+        Command::Checksum(args) => Box::pin(listing::checksum(context, args)),
+        Command::Mkdir(args) => Box::pin(names::mkdir(context, args)),
+        Command::Touch(args) => Box::pin(names::touch(context, args)),
+        Command::Mv(args) => Box::pin(names::mv(context, args)),
+        Command::Cp(args) => Box::pin(put::cp(context, args)),
+        Command::Rm(args) => Box::pin(names::rm(context, args)),
+        Command::Chmod(args) => Box::pin(names::chmod(context, args)),
+        Command::Chown(args) => Box::pin(names::chown(context, args)),
+        Command::Setrep(args) => Box::pin(names::setrep(context, args)),
+        Command::Blocks(args) => Box::pin(health::blocks(context, args)),
+        Command::Fsck(args) => Box::pin(fsck::fsck(context, args)),
+        Command::Admin(command) => Box::pin(health::admin(context, command)),
+        Command::Job(command) => Box::pin(job::job(context, command)),
+    };
+    work.await
 }
 
 #[cfg(test)]

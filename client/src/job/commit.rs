@@ -56,12 +56,15 @@ pub async fn commit(fs: &FileSystem, staging: &str, output: &str, mut expected: 
     let success = fs.create(&join(staging, "_SUCCESS"), CreateOptions::default()).await?;
     success.close().await?;
     fs.rename(staging, output, RenameMode::NoReplace).await.map_err(|error| match error.code() {
-        ErrorCode::FileAlreadyExists | ErrorCode::DirectoryNotEmpty => {
-            let text = format!("output {output} appeared while the job ran; it was left alone");
-            Error::new(ErrorCode::FileAlreadyExists, text).with_subject(output)
-        }
+        ErrorCode::FileAlreadyExists | ErrorCode::DirectoryNotEmpty => appeared(output),
         _ => error,
     })
+}
+
+/// There is something under the name of the output that there was not when the job was submitted.
+pub fn appeared(output: &str) -> Error {
+    let text = format!("output {output} appeared while the job ran; it was left alone");
+    Error::new(ErrorCode::FileAlreadyExists, text).with_subject(output)
 }
 
 /// Is the output the folder that a driver had decided to commit?

@@ -24,7 +24,7 @@ use super::history;
 use super::journal::{Journal, Written, staging_path};
 use super::node::{Command, LinkTarget, NodeLink, NodeNews};
 use super::report::{JobReport, JobState, Locality, PhaseTimes};
-use super::scheduler::{ATTEMPTS_PER_EPOCH, Assignment, NodeInfo, Rules, Scheduler, Standing};
+use super::scheduler::{ATTEMPTS_PER_EPOCH, Assignment, Feed, NodeInfo, Rules, Scheduler, Standing};
 use super::spec::{self, JobObserver, JobProgress, JobSpec, Phase};
 use super::submit::{self, Submission};
 use crate::fs::FileSystem;
@@ -33,6 +33,8 @@ use crate::fs::FileSystem;
 const PROGRESS_MS: u64 = 100;
 /// How often progress is written to the journal, so that its age tells whether the driver lives.
 pub(super) const BEAT_MS: u64 = 20_000;
+/// How often it is looked whether the output has appeared meanwhile: then the job cannot end well, and the sooner it ends the better.
+const OUTPUT_LOOK_MS: u64 = 5_000;
 /// How long the end of a job waits for the nodes to clean up.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a driver that takes over waits for the nodes to say what they hold.
@@ -93,6 +95,8 @@ pub(super) struct Driver<'a> {
     pub(super) totals: JobProgress,
     told_ms: u64,
     beat_ms: u64,
+    /// When it was last looked for the output.
+    looked_ms: u64,
     /// When the job was submitted, by this driver's clock; less than 0 if that was before the clock began.
     started_ms: i64,
     /// When this driver began.
@@ -123,6 +127,8 @@ impl<'a> Driver<'a> {
             max_attempts: submitted.max_attempts.max(1),
             speculative: submitted.speculative,
             may_skip: spec::may_skip(&job.properties).unwrap_or(0),
+            // One that was written down without had none.
+            slow_start: submitted.slow_start.unwrap_or(1_000),
             first_attempt: (epoch.saturating_sub(1) as u32).saturating_mul(ATTEMPTS_PER_EPOCH),
         };
         let totals = JobProgress {
@@ -150,6 +156,7 @@ impl<'a> Driver<'a> {
             totals,
             told_ms: 0,
             beat_ms: clock.mono_ms(),
+            looked_ms: clock.mono_ms(),
             started_ms: clock.mono_ms().cast_signed().saturating_sub_unsigned(since_ms),
             began_ms: clock.mono_ms(),
             phase_starts: BTreeMap::new(),
@@ -200,6 +207,7 @@ impl<'a> Driver<'a> {
                 self.start(assignment);
             }
             self.command_nodes();
+            self.feed_reduces(now_ms);
             self.tell(false);
             match self.scheduler.standing() {
                 Standing::Running => {}
@@ -212,6 +220,9 @@ impl<'a> Driver<'a> {
                 return Ended::Failed(Error::new(ErrorCode::JobFailed, text).with_subject(id));
             }
             if let Some(ended) = self.beat(now_ms).await {
+                return ended;
+            }
+            if let Some(ended) = self.look_for_output(now_ms).await {
                 return ended;
             }
             let wait_ms = self.scheduler.next_look_ms(now_ms).map_or(1_000, |at| (at - now_ms).clamp(1, 1_000));
@@ -322,6 +333,16 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Tells reduces that were started early what has come about since.
+    fn feed_reduces(&mut self, now_ms: u64) {
+        for Feed { node, task, inputs } in self.scheduler.feeds(now_ms) {
+            let sent = self.links.get(&node).is_some_and(|link| link.send(Command::Feed(task, inputs)));
+            if !sent {
+                self.scheduler.not_fed(&node, &task);
+            }
+        }
+    }
+
     fn link(&mut self, node: &str) -> Option<&NodeLink> {
         if !self.links.contains_key(node) {
             let info = self.scheduler.node(node)?;
@@ -352,6 +373,21 @@ impl<'a> Driver<'a> {
         self.beat_ms = now_ms;
         let status = self.status.borrow().clone();
         self.journal.note(Record::Beat(status)).await.err().map(journal_ended)
+    }
+
+    /// Somebody else's output under the name of this job's ends it.
+    async fn look_for_output(&mut self, now_ms: u64) -> Option<Ended> {
+        if now_ms.saturating_sub(self.looked_ms) < OUTPUT_LOOK_MS {
+            return None;
+        }
+        self.looked_ms = now_ms;
+        let output = &self.written.submitted.output;
+        // Who cannot look now looks again, at the latest when the output is to get its name.
+        match self.fs.exists(output).await {
+            // It may be this very job's, by another driver.
+            Ok(true) => Some(self.superseded_or_failed(commit::appeared(output)).await),
+            _ => None,
+        }
     }
 
     fn phase(&self) -> Phase {

@@ -34,6 +34,7 @@ impl Driver<'_> {
         }
         match news {
             News::Registered { held, running } => self.scheduler.registered(node, &held, &running, now_ms),
+            News::NotFed(task) => self.scheduler.not_fed(node, &task),
             News::Refused(task) => self.scheduler.refused(node, &task, now_ms),
             News::NotStarted(_, error) | News::Lost(error) if error.code() == ErrorCode::StaleEpoch => {
                 return Err(Ended::Superseded(error));
@@ -51,7 +52,7 @@ impl Driver<'_> {
                 let task = event.task.unwrap_or_default();
                 match event.event {
                     Some(What::Progress(progress)) => {
-                        if !self.scheduler.progress(node, &task, progress.bytes)
+                        if !self.scheduler.progress(node, &task, progress.bytes, now_ms)
                             && let Some(link) = self.links.get(node)
                         {
                             link.send(Command::Kill(task));
@@ -93,6 +94,9 @@ impl Driver<'_> {
         accepted: &mut Vec<Record>,
     ) -> Result<()> {
         let now_ms = self.now_ms();
+        // How long a reduce stood by while maps ran says nothing of it.
+        let elapsed_ms = success.elapsed_ms.saturating_sub(self.scheduler.waited_ms(node, task));
+        let success = pb::TaskSuccess { elapsed_ms, ..success };
         let after = self.scheduler.succeeded(node, task, success.clone(), now_ms);
         if after == AfterSuccess::Ignore {
             return Ok(());

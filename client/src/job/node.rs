@@ -22,6 +22,8 @@ const RETRY_PAUSES_MS: [u64; 3] = [50, 150, 400];
 pub enum Command {
     /// Start an attempt; so many tasks wait beside it.
     Start(Box<pb::TaskSpec>, u32),
+    /// Tell a reduce that runs of more map outputs.
+    Feed(pb::TaskId, Vec<pb::MapOutputLocation>),
     /// Wait for so many slots; 0: for none any more.
     Ask(u32),
     /// Kill one.
@@ -41,6 +43,8 @@ pub enum News {
     },
     /// No slot is free.
     Refused(pb::TaskId),
+    /// The reduce could not be told of map outputs.
+    NotFed(pb::TaskId),
     /// The attempt could not be started.
     NotStarted(pb::TaskId, Error),
     /// An attempt progressed or ended.
@@ -136,6 +140,14 @@ impl Link {
                         lost = &mut watch => return lost,
                     }
                 }
+                Some(Command::Feed(task, inputs)) => {
+                    let feed = self.feed(client.clone(), task, inputs);
+                    tokio::pin!(feed);
+                    tokio::select! {
+                        fed = &mut feed => fed?,
+                        lost = &mut watch => return lost,
+                    }
+                }
                 Some(Command::Ask(wanted)) => {
                     let request = pb::AskSlotsRequest { job_id: self.job_id(), epoch: self.epoch(), wanted };
                     // Kept slots are kept for a moment only: no harm if this is lost.
@@ -224,6 +236,19 @@ impl Link {
             Err(error) if error.code() == ErrorCode::Busy => self.tell(News::Refused(task)).await,
             Err(error) if is_loss(&error) => Err(error),
             Err(error) => self.tell(News::NotStarted(task, error)).await,
+        }
+    }
+
+    async fn feed(&self, client: Client, task: pb::TaskId, inputs: Vec<pb::MapOutputLocation>) -> Result<()> {
+        let request = pb::FeedTaskRequest { job_id: self.job_id(), epoch: self.epoch(), task: Some(task), inputs };
+        let fed = self.patiently(|| async {
+            let mut client = client.clone();
+            self.limited(client.feed_task(request.clone())).await
+        });
+        match fed.await {
+            Ok(_) => Ok(()),
+            Err(error) if is_loss(&error) || error.code() == ErrorCode::StaleEpoch => Err(error),
+            Err(_) => self.tell(News::NotFed(task)).await,
         }
     }
 

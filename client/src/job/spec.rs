@@ -15,6 +15,12 @@ use crate::mapreduce::builtin::{self, property};
 pub const DEFAULT_TASK_MEMORY: u64 = 256 << 20;
 /// Attempts of a task before its job fails.
 pub const MAX_ATTEMPTS: u32 = 4;
+/// Thousandths of the maps that are done before the first reduces start.
+///
+/// Ours only ever take slots that the job's maps have no use for, so it costs the job nothing to have them wait there; what it can cost are slots that
+/// other jobs would use. Half of the outputs keep a reduce busy for a while at its start, and what it then waits for is the last wave of maps. Lower
+/// (Hadoop's default is 50): more is fetched beside the maps, more slots are held by who waits; higher: less of both.
+pub const SLOW_START: u32 = 500;
 /// An attempt without progress for so long is given up, unless the job says otherwise.
 pub const DEFAULT_TASK_TIMEOUT_MS: u64 = 600_000;
 /// Priority of a job that names none.
@@ -66,6 +72,8 @@ pub struct JobSpec {
     pub max_attempts: u32,
     /// Second attempts of tasks that lag.
     pub speculative: bool,
+    /// Thousandths of the maps that are done before reduces start into slots that no map wants; 1000: all.
+    pub slow_start: u32,
     /// Bytes that map outputs and work files may take on one node; 0: as far as the disk goes.
     pub disk_limit: u64,
     /// Thousandths of a core that a task may use, where nodes can hold it to that; 0: no limit.
@@ -96,6 +104,7 @@ impl JobSpec {
             lease_ms: 0,
             max_attempts: MAX_ATTEMPTS,
             speculative: true,
+            slow_start: SLOW_START,
             disk_limit: 0,
             cpu_limit: 0,
         }
@@ -177,6 +186,9 @@ impl JobSpec {
         }
         if !(1..=100).contains(&self.max_attempts) {
             return refuse(format!("{} attempts of a task are not 1 to 100", self.max_attempts));
+        }
+        if self.slow_start > 1_000 {
+            return refuse(format!("reduces cannot start after {} thousandths of the maps", self.slow_start));
         }
         if self.lease_ms > MAX_LEASE_MS {
             return refuse("a job cannot be kept without a driver for more than a week".into());

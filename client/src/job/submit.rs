@@ -118,6 +118,7 @@ pub(super) async fn submit(
         time_limit_ms: spec.time_limit_ms,
         max_attempts: spec.max_attempts,
         speculative: spec.speculative,
+        slow_start: Some(spec.slow_start),
         job: Some(job),
     };
     let submitted_ms = fs.env().clock.wall_ms();

@@ -63,6 +63,11 @@ pub enum Event {
         request: pb::EndJobRequest,
         reply: Reply<pb::EndJobResponse>,
     },
+    Feed {
+        user: String,
+        request: pb::FeedTaskRequest,
+        reply: Reply<pb::FeedTaskResponse>,
+    },
     Ask {
         user: String,
         request: pb::AskSlotsRequest,
@@ -219,6 +224,9 @@ impl Owner {
             Event::End { user, request, reply } => self.end(&user, &request, reply).await,
             Event::Report { worker, report } => self.report(worker, report).await,
             Event::Exited { worker, how } => self.exited(worker, &how).await,
+            Event::Feed { user, request, reply } => {
+                let _ = reply.send(self.feed(&user, request));
+            }
             Event::Ask { user, request, reply } => {
                 let _ = reply.send(self.ask(&user, &request));
             }

@@ -78,6 +78,12 @@ impl Tasks for TasksService {
         self.ask(|reply| Event::End { user, request, reply }).await
     }
 
+    async fn feed_task(&self, request: Request<pb::FeedTaskRequest>) -> Result<Response<pb::FeedTaskResponse>, Status> {
+        let user = user_of(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Event::Feed { user, request, reply }).await
+    }
+
     async fn ask_slots(&self, request: Request<pb::AskSlotsRequest>) -> Result<Response<pb::AskSlotsResponse>, Status> {
         let user = user_of(&request)?;
         let request = request.into_inner();

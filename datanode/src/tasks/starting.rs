@@ -7,11 +7,14 @@ use cairn_common::process;
 use cairn_proto::pb::worker_order::Order;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
-use super::job::{Doom, Running, Worker, file_name, key_of, text_of, unknown_job};
+use super::job::{Doom, Running, Worker, describe, file_name, key_of, text_of, unknown_job};
 use super::log::AttemptLog;
 use super::logs::CACHE;
 use super::owner::Owner;
 use super::worker;
+
+/// Room for orders that is kept for tasks.
+const ORDERS_KEPT: usize = 2;
 
 /// Where an attempt works, writes its words and leaves its output.
 struct Places {
@@ -81,7 +84,7 @@ impl Owner {
                 sampler: Default::default(),
                 doomed: None,
             });
-            // The channel has room: the worker is idle. If its process is gone, its exit fails the attempt.
+            // There is room: it is kept beside what tasks are told while they run. If its process is gone, its exit fails the attempt.
             let _ = worker.handle.orders.try_send(pb::WorkerOrder { order: Some(Order::Task(order)) });
         }
         if let Some(job) = self.jobs.get_mut(job_id) {
@@ -120,6 +123,26 @@ impl Owner {
         let idle_since_ms = self.env.clock.mono_ms();
         self.workers.insert(number, Worker { job_id: job_id.to_owned(), handle, group, running: None, idle_since_ms });
         Ok(number)
+    }
+
+    /// Hands more map outputs on to the reduce that is to fetch them.
+    pub(super) fn feed(&mut self, user: &str, request: pb::FeedTaskRequest) -> Result<pb::FeedTaskResponse> {
+        self.job(&request.job_id, request.epoch, user)?;
+        let task = request.task.unwrap_or_default();
+        let serves = |worker: &&Worker| {
+            let running = worker.running.as_ref().filter(|running| running.doomed.is_none());
+            worker.job_id == request.job_id && running.is_some_and(|running| key_of(&running.task) == key_of(&task))
+        };
+        let Some(worker) = self.workers.values().find(serves) else { return Ok(pb::FeedTaskResponse {}) };
+        let inputs = pb::WorkerInputs { task: Some(task), inputs: request.inputs };
+        // The next task must find room, whatever this one has not read yet.
+        if worker.handle.orders.capacity() <= ORDERS_KEPT {
+            let text = format!("{} has not taken what it was told before", describe(&task));
+            return Err(Error::new(ErrorCode::Busy, text));
+        }
+        // If its process is gone, its exit fails the attempt.
+        let _ = worker.handle.orders.try_send(pb::WorkerOrder { order: Some(Order::Inputs(inputs)) });
+        Ok(pb::FeedTaskResponse {})
     }
 
     /// The job waits for so many slots.

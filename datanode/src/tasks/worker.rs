@@ -18,6 +18,9 @@ use super::cgroup::Group;
 use super::log::AttemptLog;
 use super::owner::Event;
 
+/// Orders that a worker has not read yet: one task, and what a reduce is told while it runs.
+const ORDERS: usize = 32;
+
 /// What a worker's owner keeps of it.
 pub struct WorkerHandle {
     /// Leader of its process group.
@@ -51,7 +54,7 @@ pub fn start(
 ) -> Result<WorkerHandle> {
     let mut child = spawn(start).map_err(|error| Error::io("cannot start a task worker", &error))?;
     let pid = child.id().unwrap_or_default();
-    let (orders, receiver) = mpsc::channel(2);
+    let (orders, receiver) = mpsc::channel(ORDERS);
     let log = AttemptLog::default();
     let first = pb::WorkerOrder { order: Some(Order::Job(job)) };
     if let Some(stdin) = child.stdin.take() {

@@ -4,7 +4,7 @@ use cairn_proto::mapoutput::MAX_PARTITIONS;
 use clap::{Args, Subcommand};
 
 use super::builtin::{DistcpArgs, JoinArgs, SortArgs, StreamingArgs, TeragenArgs, TerasortArgs, TeravalidateArgs};
-use super::values::{cluster_path, job_id, log_name, priority, replication, thousandths};
+use super::values::{cluster_path, job_id, log_name, part, priority, replication, thousandths};
 use crate::units::{parse_millis, parse_size};
 
 #[derive(Subcommand, Debug)]
@@ -79,6 +79,9 @@ pub struct JobArgs {
     /// Nodes keep what they have of the job for so long when its driver dies [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub keep: Option<u64>,
+    /// Part of the maps (0 to 1) that must be done before reduces start to fetch, in slots that no map wants; 1: all [default: 0.5]
+    #[arg(long, value_name = "PART", value_parser = part)]
+    pub slow_start: Option<u32>,
     /// No second attempts of tasks that lag
     #[arg(long)]
     pub no_speculation: bool,

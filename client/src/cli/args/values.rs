@@ -98,6 +98,14 @@ pub fn thousandths(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A part of a whole, 0 to 1, as thousandths.
+pub fn part(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(part) if (0.0..=1.0).contains(&part) => Ok((part * 1e3).round() as u32),
+        _ => Err(format!("{text:?} is no part: 0 to 1")),
+    }
+}
+
 /// 1 to 512.
 pub fn replication(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {

@@ -6,7 +6,7 @@ use cairn_proto::{Error, ErrorCode, Result};
 
 use crate::fs::FileSystem;
 use crate::job::ship::CacheFile;
-use crate::job::spec::{DEFAULT_TASK_TIMEOUT_MS, JobSpec, MAX_ATTEMPTS};
+use crate::job::spec::{DEFAULT_TASK_TIMEOUT_MS, JobSpec, MAX_ATTEMPTS, SLOW_START};
 use crate::mapreduce::streaming::property;
 
 /// What a streaming job is made of.
@@ -107,6 +107,13 @@ fn apply(spec: &mut JobSpec, name: &str, value: &str) -> Result<()> {
         "mapreduce.map.maxattempts" | "mapreduce.reduce.maxattempts" if spec.max_attempts == MAX_ATTEMPTS => {
             spec.max_attempts = u32::try_from(number()?).unwrap_or(u32::MAX);
         }
+        "mapreduce.job.reduce.slowstart.completedmaps" if spec.slow_start == SLOW_START => {
+            let part = value.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part)).ok_or_else(|| {
+                let text = format!("property {name}: {value:?} is no part of the maps, 0 to 1");
+                Error::new(ErrorCode::InvalidArgument, text).with_subject(name)
+            })?;
+            spec.slow_start = (part * 1_000.0).round() as u32;
+        }
         "mapreduce.map.speculative" | "mapreduce.reduce.speculative" if value == "false" => spec.speculative = false,
         "dfs.replication" if spec.output_replication == 0 => {
             spec.output_replication = u32::try_from(number()?).unwrap_or(u32::MAX);
@@ -149,6 +156,7 @@ mod tests {
             ("dfs.replication", "2"),
             ("mapreduce.task.timeout", "30000"),
             ("mapreduce.map.maxattempts", "2"),
+            ("mapreduce.job.reduce.slowstart.completedmaps", "0.05"),
             ("my.own", "x"),
         ];
         let spec = make(base(), options(&properties)).unwrap();
@@ -156,7 +164,7 @@ mod tests {
             (spec.name.as_str(), spec.reducers, spec.memory_limit, spec.output_replication),
             ("mine", Some(7), 512 << 20, 2)
         );
-        assert_eq!((spec.task_timeout_ms, spec.max_attempts), (30_000, 2));
+        assert_eq!((spec.task_timeout_ms, spec.max_attempts, spec.slow_start), (30_000, 2, 50));
         assert_eq!(spec.properties["my.own"], "x");
         let spec = make(JobSpec { reducers: Some(2), ..base() }, options(&properties)).unwrap();
         assert_eq!(spec.reducers, Some(2), "an argument counts more than a property");

@@ -27,17 +27,19 @@ impl Scheduler {
             out.push(self.launch(assignment, now_ms));
         }
         self.assign_far(now_ms, &mut out);
-        if self.maps_are_done() {
+        self.make_room(now_ms);
+        if self.rules.speculative {
+            while let Some(second) = self.second_attempt(now_ms) {
+                out.push(self.launch(second, now_ms));
+            }
+            self.make_room_for_second(now_ms);
+        }
+        if self.reduces_may_start() {
             let reduces: Vec<u32> = self.due_of(TaskKind::Reduce).collect();
             for index in reduces {
                 let Some(node) = self.place_reduce(index, now_ms) else { continue };
                 let task = task_id(TaskKind::Reduce, index);
                 out.push(self.launch(Assignment { node, task, locality: None, backlog: 0 }, now_ms));
-            }
-        }
-        if self.rules.speculative {
-            while let Some(second) = self.second_attempt(now_ms) {
-                out.push(self.launch(second, now_ms));
             }
         }
         let backlog = self.backlog();
@@ -47,11 +49,11 @@ impl Scheduler {
 
     /// Tasks that would be started if there were slots.
     fn backlog(&self) -> u32 {
-        let reduces = if self.maps_are_done() { self.due_of(TaskKind::Reduce).count() } else { 0 };
+        let reduces = if self.reduces_may_start() { self.due_of(TaskKind::Reduce).count() } else { 0 };
         (self.due_of(TaskKind::Map).count() + reduces) as u32
     }
 
-    fn due_of(&self, kind: TaskKind) -> impl Iterator<Item = u32> {
+    pub(super) fn due_of(&self, kind: TaskKind) -> impl Iterator<Item = u32> {
         self.due.range((kind, 0)..=(kind, u32::MAX)).map(|(_, index)| *index)
     }
 
@@ -65,13 +67,18 @@ impl Scheduler {
 
     fn launch(&mut self, mut assignment: Assignment, now_ms: u64) -> Assignment {
         let (kind, index) = (assignment.task.kind(), assignment.task.index);
+        let lacks_from = self.lacks_from(kind);
+        if lacks_from.is_some() {
+            self.early.insert(index);
+        }
         self.take_from_due(kind, index);
         let (node, locality) = (assignment.node.clone(), assignment.locality);
         if let Some(task) = self.task(&assignment.task) {
             let number = task.next_attempt;
             task.next_attempt += 1;
             assignment.task.attempt = number;
-            let attempt = Attempt { number, node, locality, bytes: 0, started_ms: now_ms };
+            let (started_ms, progress_ms) = (now_ms, now_ms);
+            let attempt = Attempt { number, node, locality, bytes: 0, started_ms, progress_ms, lacks_from };
             match &mut task.state {
                 State::Running(attempts) => attempts.push(attempt),
                 other => *other = State::Running(vec![attempt]),
@@ -84,11 +91,11 @@ impl Scheduler {
     }
 
     /// May a task that failed on some nodes run on this one? Where it failed it may run again only if there is no other.
-    fn allowed(&self, task: &Task, id: &str) -> bool {
+    pub(super) fn allowed(&self, task: &Task, id: &str) -> bool {
         !task.failed_on.contains(id) || self.nodes.keys().all(|other| task.failed_on.contains(other))
     }
 
-    fn free_nodes(&self, now_ms: u64) -> impl Iterator<Item = (&String, &Node)> {
+    pub(super) fn free_nodes(&self, now_ms: u64) -> impl Iterator<Item = (&String, &Node)> {
         self.nodes.iter().filter(move |(_, node)| node.is_free(now_ms))
     }
 
@@ -170,13 +177,15 @@ impl Scheduler {
     pub fn next_look_ms(&self, now_ms: u64) -> Option<u64> {
         let later = self.later.first().map(|(at, _, _)| *at);
         let waits = self.due_of(TaskKind::Map).next().is_some()
-            || (self.maps_are_done() && self.due_of(TaskKind::Reduce).next().is_some());
+            || (self.reduces_may_start() && self.due_of(TaskKind::Reduce).next().is_some());
         let (mut patience, mut nodes) = (None, None);
         if waits || later.is_some() {
             patience = self.idle_since_ms.map(|since| [since + RACK_DELAY_MS, since + ANY_DELAY_MS]);
             nodes = Some(self.nodes.values().filter_map(Node::next_look_ms));
         }
-        let all = later.into_iter().chain(patience.into_iter().flatten()).chain(nodes.into_iter().flatten());
+        let feed = self.next_feed_ms();
+        let all =
+            later.into_iter().chain(feed).chain(patience.into_iter().flatten()).chain(nodes.into_iter().flatten());
         all.filter(|at| *at > now_ms).min()
     }
 }

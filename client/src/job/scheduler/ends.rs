@@ -10,10 +10,17 @@ use super::{AfterSuccess, Attempt, Scheduler, State, key_of};
 const RETRY_DELAY_MS: u64 = 200;
 /// A map whose output is lost this often points at something worse than a dying node.
 const MAX_OUTPUT_LOSSES: u32 = 8;
+/// What one node misses another may have; what two of them miss, all do.
+const MISSING_NODES: u32 = 2;
 
-/// Would another attempt end in the same way?
-fn is_final(error: &Error) -> bool {
-    matches!(error.code(), ErrorCode::InvalidArgument | ErrorCode::PermissionDenied | ErrorCode::StaleEpoch)
+/// Would another attempt end in the same way, wherever it ran?
+fn is_final(error: &Error, input: Option<&str>) -> bool {
+    match error.code() {
+        ErrorCode::InvalidArgument | ErrorCode::PermissionDenied | ErrorCode::StaleEpoch => true,
+        // The input itself, not something on the node.
+        ErrorCode::FileNotFound => input.is_some_and(|input| input == error.subject()),
+        _ => false,
+    }
 }
 
 fn is_it(attempt: &Attempt, node: &str, id: &pb::TaskId) -> bool {
@@ -22,7 +29,7 @@ fn is_it(attempt: &Attempt, node: &str, id: &pb::TaskId) -> bool {
 
 impl Scheduler {
     /// The attempt that runs as `task` on `node`, if it is one that counts.
-    fn running(&mut self, node: &str, id: &pb::TaskId) -> Option<&mut Attempt> {
+    pub(super) fn running(&mut self, node: &str, id: &pb::TaskId) -> Option<&mut Attempt> {
         match &mut self.task(id)?.state {
             State::Running(attempts) => attempts.iter_mut().find(|attempt| is_it(attempt, node, id)),
             _ => None,
@@ -31,9 +38,10 @@ impl Scheduler {
 
     /// The attempt holds no slot any more.
     fn release(&mut self, node: &str, id: &pb::TaskId) {
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.attempts.remove(&key_of(id));
+        if let Some(held) = self.nodes.get_mut(node) {
+            held.attempts.remove(&key_of(id));
         }
+        self.yielded(node, key_of(id));
     }
 
     /// Takes an attempt off its task; true if it counted. The task waits if it was the only one.
@@ -56,10 +64,12 @@ impl Scheduler {
     }
 
     /// An attempt told how far it is. False if it was given up: it runs for nothing.
-    pub fn progress(&mut self, node: &str, task: &pb::TaskId, bytes: u64) -> bool {
+    pub fn progress(&mut self, node: &str, task: &pb::TaskId, bytes: u64, now_ms: u64) -> bool {
         match self.running(node, task) {
             Some(attempt) => {
-                attempt.bytes = bytes;
+                if bytes > attempt.bytes {
+                    (attempt.bytes, attempt.progress_ms) = (bytes, now_ms);
+                }
                 true
             }
             None => false,
@@ -103,7 +113,7 @@ impl Scheduler {
         if commit {
             return AfterSuccess::Commit;
         }
-        self.maps_done += 1;
+        self.map_done(id.index, now_ms);
         AfterSuccess::Done
     }
 
@@ -170,16 +180,20 @@ impl Scheduler {
         }
         let host = self.node(node).map_or_else(|| node.to_owned(), |node| node.host.clone());
         let (job_id, max_attempts) = (self.rules.job_id.clone(), self.rules.max_attempts);
+        let nodes = self.nodes.len() as u32;
         let Some(task) = self.task(id) else { return };
         task.failures += 1;
-        task.failed_on.insert(node.to_owned());
+        let first_there = task.failed_on.insert(node.to_owned());
+        task.missing_on += u32::from(first_there && error.code() == ErrorCode::FileNotFound);
         let failures = task.failures;
-        if failures < max_attempts && !is_final(&error) {
+        let input = task.split.as_ref().map(|planned| planned.split.path.as_str());
+        let missing = error.code() == ErrorCode::FileNotFound && task.missing_on >= MISSING_NODES.min(nodes);
+        if failures < max_attempts && !missing && !is_final(&error, input) {
             return;
         }
         let kind = if id.kind() == TaskKind::Reduce { "reduce" } else { "map" };
-        let times = if failures == 1 { "once".to_owned() } else { format!("{failures} times") };
-        let text = format!("job {job_id}: {kind} {} failed {times}, at last on {host}: {}", id.index, error.message());
+        let times = if failures == 1 { "once,".to_owned() } else { format!("{failures} times, at last") };
+        let text = format!("job {job_id}: {kind} {} failed {times} on {host}: {}", id.index, error.message());
         if self.failed.is_none() {
             self.stderr_tail = tail.to_owned();
             self.failed = Some(Error::new(ErrorCode::JobFailed, text).with_subject(job_id));

@@ -9,12 +9,16 @@
 //! job:    maps (all done) ──▶ reduces (all done) ──▶ succeeded;   a task that failed too often ──▶ failed
 //! ```
 //!
-//! A map whose output was lost goes back to waiting, and reduces are not started until it is done again; those that run go on, and fail on their own if
-//! they need it. Reduces do not count such an end as a failure of theirs.
+//! Reduces start when all maps are done, or earlier into slots that no map wants ([`early`]). A map whose output was lost goes back to waiting, and
+//! reduces are not started until it runs again; those that run go on, and fail on their own if they need it. Reduces do not count such an end as a
+//! failure of theirs.
 //!
 //! Placement is in [`assign`], what follows from ends in [`ends`], what is known of a node in [`nodes`], second attempts in [`speculate`].
 
 mod assign;
+mod early;
+#[cfg(test)]
+mod early_tests;
 mod ends;
 mod nodes;
 mod speculate;
@@ -31,6 +35,8 @@ use super::report::Locality;
 use super::spec::MAX_ATTEMPTS;
 use super::splits::PlannedSplit;
 use nodes::{Asking, Node};
+
+pub use early::Feed;
 
 #[cfg(test)]
 use assign::{ANY_DELAY_MS, RACK_DELAY_MS};
@@ -79,6 +85,10 @@ pub struct Attempt {
     pub bytes: u64,
     /// When it was started.
     pub started_ms: u64,
+    /// When `bytes` last grew.
+    progress_ms: u64,
+    /// Of a reduce that started before all maps were done: of how many outputs, in the order in which they came about, it was told.
+    lacks_from: Option<usize>,
 }
 
 enum State {
@@ -96,6 +106,8 @@ struct Task {
     failures: u32,
     losses: u32,
     failed_on: BTreeSet<String>,
+    /// Nodes that miss something that it needs.
+    missing_on: u32,
     poison: Poison,
 }
 
@@ -147,6 +159,8 @@ pub struct Rules {
     pub speculative: bool,
     /// Records that a map may leave out because its workers die on them.
     pub may_skip: u64,
+    /// Thousandths of the maps that are done before reduces start into slots that no map wants; 1000: all of them.
+    pub slow_start: u32,
     /// Number of the first attempt of each task that this driver starts; lower ones are of drivers before it.
     pub first_attempt: u32,
 }
@@ -155,7 +169,8 @@ impl Rules {
     /// The usual ones.
     pub fn new(job_id: &str, reduces: u32) -> Self {
         let job_id = job_id.to_owned();
-        Self { job_id, reduces, max_attempts: MAX_ATTEMPTS, speculative: true, may_skip: 0, first_attempt: 0 }
+        let (max_attempts, speculative, slow_start) = (MAX_ATTEMPTS, true, 1_000);
+        Self { job_id, reduces, max_attempts, speculative, may_skip: 0, slow_start, first_attempt: 0 }
     }
 }
 
@@ -174,7 +189,17 @@ pub struct Scheduler {
     /// Failed attempts: maps, reduces.
     attempts_failed: [u32; 2],
     maps_done: usize,
+    /// When the last of the maps was done.
+    maps_done_ms: u64,
     reduces_done: usize,
+    /// Maps in the order in which they were done; one that was done again is in it twice.
+    outputs_in_order: Vec<u32>,
+    /// Reduces that run and have not been told of all outputs.
+    early: BTreeSet<u32>,
+    /// When those were last told.
+    fed_ms: u64,
+    /// Early reduces that gave up their slots, until these are free.
+    yielding: BTreeSet<(String, AttemptKey)>,
     /// Attempts that ended well, on all nodes.
     successes: u64,
     /// Since when a slot could be had if locality did not matter.
@@ -185,9 +210,9 @@ pub struct Scheduler {
 
 impl Task {
     fn new(split: Option<PlannedSplit>, first_attempt: u32) -> Self {
-        let (failures, losses, failed_on) = (0, 0, BTreeSet::new());
-        let poison = Poison::default();
-        Self { state: State::Waiting, split, next_attempt: first_attempt, failures, losses, failed_on, poison }
+        let (failures, losses, failed_on, missing_on) = (0, 0, BTreeSet::new(), 0);
+        let (state, poison) = (State::Waiting, Poison::default());
+        Self { state, split, next_attempt: first_attempt, failures, losses, failed_on, missing_on, poison }
     }
 
     fn attempt(&self) -> Option<&Attempt> {
@@ -214,7 +239,12 @@ impl Scheduler {
             stderr_tail: String::new(),
             attempts_failed: [0; 2],
             maps_done: 0,
+            maps_done_ms: 0,
             reduces_done: 0,
+            outputs_in_order: Vec::new(),
+            early: BTreeSet::new(),
+            fed_ms: 0,
+            yielding: BTreeSet::new(),
             successes: 0,
             idle_since_ms: None,
             to_kill: Vec::new(),
@@ -321,17 +351,13 @@ impl Scheduler {
 
     /// Where the outputs of all maps are; for a reduce about to start.
     pub fn map_outputs(&self) -> Vec<pb::MapOutputLocation> {
-        let located = |(task, index): (&Task, u32)| {
-            let State::Done(attempt, _) = &task.state else { return None };
-            let node = self.nodes.get(&attempt.node)?;
-            Some(pb::MapOutputLocation {
-                map_index: index,
-                attempt: attempt.number,
-                node_id: attempt.node.clone(),
-                address: node.info.address.clone(),
-            })
-        };
-        self.maps.iter().zip(0..).filter_map(located).collect()
+        (0..self.maps.len() as u32).filter_map(|index| self.map_output(index)).collect()
+    }
+
+    fn map_output(&self, map_index: u32) -> Option<pb::MapOutputLocation> {
+        let State::Done(attempt, _) = &self.maps.get(map_index as usize)?.state else { return None };
+        let address = self.nodes.get(&attempt.node)?.info.address.clone();
+        Some(pb::MapOutputLocation { map_index, attempt: attempt.number, node_id: attempt.node.clone(), address })
     }
 
     /// The task may be started now.
@@ -398,13 +424,23 @@ impl Scheduler {
             locality: locality.get(accepted.locality as usize).copied().flatten(),
             bytes: 0,
             started_ms: 0,
+            progress_ms: 0,
+            lacks_from: None,
         };
         let Some(task) = self.task(&id).filter(|task| matches!(task.state, State::Waiting)) else { return };
         task.state = State::Done(attempt, success);
         self.take_from_due(id.kind(), id.index);
         match id.kind() {
-            TaskKind::Map => self.maps_done += 1,
+            TaskKind::Map => self.map_done(id.index, 0),
             TaskKind::Reduce => self.reduces_done += 1,
+        }
+    }
+
+    fn map_done(&mut self, index: u32, now_ms: u64) {
+        self.maps_done += 1;
+        self.outputs_in_order.push(index);
+        if self.maps_are_done() {
+            self.maps_done_ms = now_ms;
         }
     }
 
@@ -442,7 +478,11 @@ impl Scheduler {
     fn adopt(&mut self, node_id: &str, id: &pb::TaskId, now_ms: u64) -> bool {
         let locality = (id.kind() == TaskKind::Map).then(|| self.locality_of(id.index, node_id));
         let number = id.attempt;
-        let attempt = Attempt { number, node: node_id.to_owned(), locality, bytes: 0, started_ms: now_ms };
+        // What a reduce was told is not known: it hears everything anew.
+        let lacks_from = (id.kind() == TaskKind::Reduce).then_some(0);
+        let node = node_id.to_owned();
+        let (started_ms, progress_ms) = (now_ms, now_ms);
+        let attempt = Attempt { number, node, locality, bytes: 0, started_ms, progress_ms, lacks_from };
         if number >= self.rules.first_attempt {
             return false;
         }
@@ -454,6 +494,9 @@ impl Scheduler {
             }
         }
         self.take_from_due(id.kind(), id.index);
+        if id.kind() == TaskKind::Reduce {
+            self.early.insert(id.index);
+        }
         if let Some(node) = self.nodes.get_mut(node_id) {
             node.attempts.insert(key_of(id));
         }
@@ -480,8 +523,8 @@ impl Scheduler {
 
     /// Nodes at which the job waits for slots that it can no longer use.
     pub fn withdrawals(&mut self) -> Vec<String> {
-        let idle =
-            !self.anything_waits(TaskKind::Map) && (!self.maps_are_done() || !self.anything_waits(TaskKind::Reduce));
+        let idle = !self.anything_waits(TaskKind::Map)
+            && (!self.reduces_may_start() || !self.anything_waits(TaskKind::Reduce));
         let asks = |node: &Node| !matches!(node.asking, Asking::No);
         if !idle || !self.nodes.values().any(asks) {
             return Vec::new();

@@ -1,6 +1,6 @@
 use super::*;
 
-fn nodes(count: usize, racks: usize, slots: u32) -> Vec<NodeInfo> {
+pub(super) fn nodes(count: usize, racks: usize, slots: u32) -> Vec<NodeInfo> {
     let node = |at: usize| NodeInfo {
         id: format!("n{at}"),
         host: format!("host{at}"),
@@ -11,7 +11,7 @@ fn nodes(count: usize, racks: usize, slots: u32) -> Vec<NodeInfo> {
     (0..count).map(node).collect()
 }
 
-fn split(nodes: &[usize], racks: usize) -> PlannedSplit {
+pub(super) fn split(nodes: &[usize], racks: usize) -> PlannedSplit {
     PlannedSplit {
         split: pb::Split::default(),
         nodes: nodes.iter().map(|at| format!("n{at}")).collect(),
@@ -19,12 +19,12 @@ fn split(nodes: &[usize], racks: usize) -> PlannedSplit {
     }
 }
 
-fn failure(text: &str) -> pb::TaskFailure {
+pub(super) fn failure(text: &str) -> pb::TaskFailure {
     let error = Error::new(ErrorCode::TaskFailed, text);
     pb::TaskFailure { error: Some(error.to_wire()), stderr_tail: "last words".into(), ..Default::default() }
 }
 
-fn succeed(scheduler: &mut Scheduler, assignment: &Assignment) {
+pub(super) fn succeed(scheduler: &mut Scheduler, assignment: &Assignment) {
     if scheduler.succeeded(&assignment.node, &assignment.task, pb::TaskSuccess::default(), 0) == AfterSuccess::Commit {
         scheduler.committed(&assignment.task);
     }
@@ -229,7 +229,7 @@ fn what_gave_way_to_another_job_is_not_blamed() {
     assert_eq!((scheduler.standing(), scheduler.attempts_failed()), (Standing::Running, (0, 0)));
 }
 
-fn took(ms: u64) -> pb::TaskSuccess {
+pub(super) fn took(ms: u64) -> pb::TaskSuccess {
     pb::TaskSuccess { elapsed_ms: ms, ..Default::default() }
 }
 
@@ -246,7 +246,7 @@ fn lagging() -> (Scheduler, Assignment, Assignment) {
     for one in &started {
         assert_eq!(scheduler.succeeded(&one.node, &one.task, took(1_000), 1_000), AfterSuccess::Done);
     }
-    scheduler.progress(&slow.node, &slow.task, 10);
+    scheduler.progress(&slow.node, &slow.task, 10, 1_000);
     assert!(scheduler.assign(1_900).is_empty(), "too early to tell");
     let second = scheduler_take(&mut scheduler, 2_100);
     assert_eq!((second.task.index, second.task.attempt), (slow.task.index, 1));

@@ -13,11 +13,13 @@
 
 mod cache;
 mod map;
+mod orders;
 mod output;
 mod program;
 mod records;
 mod reduce;
 mod shuffle;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -27,7 +29,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cairn_common::net::read_message;
 use cairn_common::{Env, telemetry};
 use cairn_proto::pb::task_spec::Work;
 use cairn_proto::pb::worker_order::Order;
@@ -37,6 +38,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::OnceCell;
 
 use cache::NodeCache;
+use orders::{Inbox, Orders, next_order, out_of_turn};
 
 use crate::fs::{ClientSettings, FileSystem};
 use crate::mapreduce::output::WrittenFile;
@@ -109,26 +111,19 @@ async fn become_executable(place: &pb::WorkerJob, executable: &pb::Executable) -
     }
 }
 
-fn out_of_turn() -> Error {
-    Error::new(ErrorCode::InvalidArgument, "an order out of turn")
-}
-
-/// The next order; `None` when the datanode has let go of this worker.
-async fn next_order(orders: &mut Receiver) -> Result<Option<Order>> {
-    match read_message::<pb::WorkerOrder>(orders, "the datanode").await {
-        Ok(order) => order.order.map(Some).ok_or_else(out_of_turn),
-        Err(error) if error.code() == ErrorCode::Unreachable => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Runs what is ordered. A job that cannot be served fails each of its tasks.
-async fn serve(mut orders: Receiver, reports: Reports, context: Result<Context>) -> Result<()> {
+async fn serve(orders: Receiver, reports: Reports, context: Result<Context>) -> Result<()> {
     let context = context.map(Arc::new);
-    while let Some(order) = next_order(&mut orders).await? {
-        let Order::Task(task) = order else { return Err(out_of_turn()) };
+    let mut orders = Orders::read(orders);
+    while let Some(order) = orders.next().await? {
+        let task = match order {
+            Order::Task(task) => task,
+            // For a task that has ended meanwhile.
+            Order::Inputs(_) => continue,
+            Order::Job(_) => return Err(out_of_turn()),
+        };
         let report = match &context {
-            Ok(context) => run_reporting(Arc::clone(context), task, &reports).await,
+            Ok(context) => run_reporting(Arc::clone(context), task, &mut orders, &reports).await?,
             Err(error) => failure(Failed::from(error.clone())),
         };
         reports.send(report)?;
@@ -298,6 +293,8 @@ struct Task {
     user: UserCounters,
     /// Records that killed earlier attempts.
     skip_records: Vec<u64>,
+    /// What a reduce is told while it runs.
+    inbox: Inbox,
 }
 
 /// What a task that ended badly reports.
@@ -312,16 +309,30 @@ impl From<Error> for Failed {
     }
 }
 
-async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &Reports) -> Report {
+async fn run_reporting(
+    context: Arc<Context>,
+    order: pb::WorkerTask,
+    orders: &mut Orders,
+    reports: &Reports,
+) -> Result<Report> {
     let progress = Arc::new(Progress::default());
     let clock = context.env.clock.clone();
-    let user = UserCounters::default();
-    let mut running = tokio::spawn(run(context, order, Arc::clone(&progress), user.clone()));
+    let (user, inbox) = (UserCounters::default(), Inbox::default());
+    let task = order.task.as_ref().and_then(|spec| spec.id);
+    let mut running = tokio::spawn(run(context, order, Arc::clone(&progress), user.clone(), inbox.clone()));
     let mut told = pb::TaskProgress::default();
+    let mut more = true;
     let ended = loop {
         tokio::select! {
             biased;
             ended = &mut running => break ended,
+            order = orders.next(), if more => match order? {
+                Some(Order::Inputs(news)) if news.task == task => inbox.put(news.inputs),
+                Some(Order::Inputs(_)) => {}
+                Some(_) => return Err(out_of_turn()),
+                // The datanode lets go of this worker once the task is done.
+                None => more = false,
+            },
             () = clock.sleep(PROGRESS) => {
                 let now = pb::TaskProgress {
                     bytes: progress.bytes.load(Ordering::Relaxed),
@@ -338,12 +349,12 @@ async fn run_reporting(context: Arc<Context>, order: pb::WorkerTask, reports: &R
         }
     };
     let failed = match ended {
-        Ok(Ok(success)) => return Report::Success(success),
+        Ok(Ok(success)) => return Ok(Report::Success(success)),
         Ok(Err(failed)) => failed,
         // The panic's own message is in the log.
         Err(panic) => Failed::from(Error::new(ErrorCode::TaskFailed, format!("the task panicked: {panic}"))),
     };
-    failure(failed)
+    Ok(failure(failed))
 }
 
 fn failure(failed: Failed) -> Report {
@@ -355,6 +366,7 @@ async fn run(
     order: pb::WorkerTask,
     progress: Arc<Progress>,
     user: UserCounters,
+    inbox: Inbox,
 ) -> Result<pb::TaskSuccess, Failed> {
     let spec = order.task.unwrap_or_default();
     let task = Task {
@@ -365,6 +377,7 @@ async fn run(
         progress,
         user,
         skip_records: spec.skip_records,
+        inbox,
     };
     match spec.work {
         Some(Work::Map(map)) => Ok(map::run(&context, task, map.split.unwrap_or_default()).await?),

@@ -1,9 +1,9 @@
 //! Fetching one partition of every map from the nodes that hold them.
 //!
 //! Nodes are asked in parallel, each on one connection, one partition after the other. What is fetched is verified at once, chunk by chunk, so that damage is
-//! known as the map's whose output it is; it stays in memory as long as the share for it lasts, then goes to disk.
+//! known as the map's whose output it is; it stays in memory as long as the share for it lasts, then goes to disk. A reduce may start before all maps
+//! are done: it fetches what there is, and is told of the rest as it comes about.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +16,10 @@ use cairn_proto::mapoutput::{CHUNK_HEADER_BYTES, ChunkHeader};
 use cairn_proto::pb::data_request::Op;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncReadExt as _;
 
+use super::wanted::Wanted;
 use super::{Context, Failed, Task};
 use crate::mapreduce::reduce::Segment;
 
@@ -28,6 +30,8 @@ const RETRY_PAUSES_MS: [u64; 3] = [50, 200, 600];
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// A node that sends nothing for so long is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(15);
+/// A reduce that waits for maps to be done stands still through no fault of its own, and says so this often.
+const WAITING_BEAT: Duration = Duration::from_millis(500);
 /// Piece in which a partition is taken off its connection when it goes to disk.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -53,23 +57,34 @@ impl Budget {
 
 /// Fetches everything, or says which outputs are lost.
 pub async fn fetch_all(context: &Context, task: &Task, inputs: Vec<pb::MapOutputLocation>) -> Result<Fetched, Failed> {
-    let mut by_node: BTreeMap<String, Vec<pb::MapOutputLocation>> = BTreeMap::new();
-    for input in inputs {
-        by_node.entry(input.address.clone()).or_default().push(input);
-    }
     let budget = Budget { left: AtomicU64::new(context.shares.fetched) };
-    let nodes = by_node.into_iter().map(|(address, inputs)| {
-        let fetch = FromNode { context, task, budget: &budget, address, conn: None };
-        fetch.all(inputs)
-    });
-    let mut results = futures_util::stream::iter(nodes).buffer_unordered(NODES_AT_ONCE);
+    let mut wanted = Wanted::new(context.job.maps);
+    wanted.add(inputs);
+    let mut asked = FuturesUnordered::new();
     let (mut segments, mut lost, mut why) = (Vec::new(), Vec::new(), None);
-    while let Some(result) = results.next().await {
-        let (fetched, failed) = result?;
-        segments.extend(fetched);
-        for (input, error) in failed {
-            lost.push(input);
-            why.get_or_insert(error);
+    loop {
+        while asked.len() < NODES_AT_ONCE
+            && let Some((address, inputs)) = wanted.next()
+        {
+            let fetch = FromNode { context, task, budget: &budget, address, conn: None };
+            asked.push(fetch.all(inputs));
+        }
+        // When something is lost, what else is known is fetched still, so that all that is lost is told at once.
+        if asked.is_empty() && (why.is_some() || wanted.all_taken()) {
+            break;
+        }
+        tokio::select! {
+            Some(result) = asked.next() => {
+                let (address, fetched, failed): (String, Vec<Got>, Vec<Lost>) = result?;
+                wanted.answered(&address);
+                segments.extend(fetched);
+                for (input, error) in failed {
+                    lost.push(input);
+                    why.get_or_insert(error);
+                }
+            }
+            inputs = task.inbox.take() => wanted.add(inputs),
+            () = context.env.clock.sleep(WAITING_BEAT), if asked.is_empty() => task.user.progressed(),
         }
     }
     if let Some(error) = why {
@@ -101,7 +116,7 @@ struct FromNode<'a> {
 
 impl FromNode<'_> {
     /// Fetches from one node; an error is of this machine (a full disk), not of the other.
-    async fn all(mut self, inputs: Vec<pb::MapOutputLocation>) -> Result<(Vec<Got>, Vec<Lost>)> {
+    async fn all(mut self, inputs: Vec<pb::MapOutputLocation>) -> Result<(String, Vec<Got>, Vec<Lost>)> {
         let (mut got, mut lost) = (Vec::new(), Vec::new());
         let mut gone: Option<Error> = None;
         for input in inputs {
@@ -123,7 +138,7 @@ impl FromNode<'_> {
                 }
             }
         }
-        Ok((got, lost))
+        Ok((self.address, got, lost))
     }
 
     async fn patiently(&mut self, input: &pb::MapOutputLocation) -> Result<Option<Got>> {

@@ -327,13 +327,20 @@ fn how_it_ended(status: ExitStatus) -> String {
 }
 
 fn cannot_start(name: &str, error: &std::io::Error) -> Error {
+    // What says the same on every node is not tried again; a missing interpreter may be there on another.
+    let code = match error.raw_os_error() {
+        Some(libc::ENOEXEC | libc::E2BIG) => ErrorCode::InvalidArgument,
+        Some(libc::ENOENT) => ErrorCode::FileNotFound,
+        Some(libc::EACCES | libc::EPERM) => ErrorCode::PermissionDenied,
+        _ => ErrorCode::TaskFailed,
+    };
     let why = match error.raw_os_error() {
         Some(libc::ENOEXEC) => "it is no program, and has no first line like \"#!/usr/bin/env python3\"".into(),
         Some(libc::ENOENT) => "the interpreter that its first line names does not exist on this node".into(),
         Some(libc::E2BIG) => "arguments and job properties (which become its environment) are too long".into(),
         _ => error.to_string(),
     };
-    Error::new(ErrorCode::TaskFailed, format!("cannot start the {name}: {why}")).with_subject(name)
+    Error::new(code, format!("cannot start the {name}: {why}")).with_subject(name)
 }
 
 #[cfg(test)]

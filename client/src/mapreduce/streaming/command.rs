@@ -58,15 +58,26 @@ impl CommandLine {
             }
             refused.get_or_insert(candidate);
         }
-        let text = match refused {
-            Some(_) => format!(
-                "{role} {name}: not executable; make it so (chmod +x) before it is shipped, or name its interpreter (python3 {name})"
-            ),
-            None => format!(
-                "{role} {name}: there is no such file in the task's folder or in the PATH of this node; ship it with --file"
-            ),
+        // What was shipped is the same everywhere; what is on the node may be otherwise on another.
+        let (code, text) = match refused {
+            Some(candidate) => {
+                let code =
+                    if candidate.starts_with(dir) { ErrorCode::InvalidArgument } else { ErrorCode::FileNotFound };
+                let text = format!(
+                    "{role} {name}: not executable; make it so (chmod +x) before it is shipped, or name its interpreter (python3 {name})"
+                );
+                (code, text)
+            }
+            None => {
+                let shipped = name.contains('/') && !name.starts_with('/');
+                let code = if shipped { ErrorCode::InvalidArgument } else { ErrorCode::FileNotFound };
+                let text = format!(
+                    "{role} {name}: there is no such file in the task's folder or in the PATH of this node; ship it with --file"
+                );
+                (code, text)
+            }
         };
-        Err(Error::new(ErrorCode::TaskFailed, text).with_subject(name))
+        Err(Error::new(code, text).with_subject(name))
     }
 }
 
@@ -140,9 +151,12 @@ mod tests {
         assert!(find("sh", "/nowhere:/bin").unwrap().ends_with("bin/sh"));
         let error = find("m.py", "/bin").unwrap_err();
         assert!(error.message().contains("no such file") && error.message().contains("--file"), "{error}");
+        assert_eq!(error.code(), ErrorCode::FileNotFound, "another node may have it");
+        assert_eq!(find("./m.py", "/bin").unwrap_err().code(), ErrorCode::InvalidArgument, "it was to be shipped");
         cairn_common::durable::write_atomic(&cairn_common::durable::SystemFs, &dir.path().join("m.py"), b"x").unwrap();
         let error = find("m.py", "/bin").unwrap_err();
         assert!(error.message().contains("not executable") && error.message().contains("chmod"), "{error}");
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
         rustix::fs::chmod(dir.path().join("m.py"), rustix::fs::Mode::RWXU).unwrap();
         assert_eq!(find("m.py", "/bin").unwrap(), dir.path().join("m.py"));
         assert_eq!(find("./m.py -x", "/bin").unwrap(), dir.path().join("./m.py"));
