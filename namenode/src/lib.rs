@@ -4,6 +4,7 @@
 //! * [`NamenodeSettings`]: its knobs
 //! * [`core`]: the pure core, for tests and benchmarks without a daemon
 //! * [`journal`] and [`image`]: what lies in a metadata directory
+//! * `hadoop`: HDFS's `ClientProtocol`; `http`: WebHDFS, status, metrics
 //! * `backup`: backups, the archive of the log, restores
 //!
 //! # Architecture
@@ -12,6 +13,7 @@
 
 mod backup;
 pub mod core;
+mod hadoop;
 mod http;
 pub mod image;
 pub mod journal;

@@ -1,6 +1,6 @@
 //! Operations on entries of directories: mkdirs, rename, delete.
 
-use cairn_proto::path::{PROGRAMS, check_not_reserved, is_in_user_area};
+use cairn_proto::path::{PROGRAMS, check_not_reserved, is_in_user_area, join};
 use cairn_proto::pb::{self, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
@@ -150,6 +150,9 @@ impl Core {
         who: &Who<'_>,
         request: &pb::RenameRequest,
     ) -> Result<pb::RenameResponse, Error> {
+        if request.mode() == pb::RenameMode::IntoDirectory {
+            return self.rename_into(turn, who, request);
+        }
         let (from, to) = (&*request.from, &*request.to);
         let source = self.resolve_for_change(who, from, "rename")?;
         let target = self.resolve_for_change(who, to, "rename")?;
@@ -171,6 +174,30 @@ impl Core {
         self.commit(turn, Carries::Answer, Kind::Rename(edit))?;
         self.free_now();
         Ok(pb::RenameResponse {})
+    }
+
+    /// HDFS's rules of the older rename.
+    fn rename_into(
+        &mut self,
+        turn: &mut Turn<'_>,
+        who: &Who<'_>,
+        request: &pb::RenameRequest,
+    ) -> Result<pb::RenameResponse, Error> {
+        let source = self.resolve_for_change(who, &request.from, "rename")?;
+        let target = self.resolve_for_change(who, &request.to, "rename")?;
+        let is_directory = |id: u64| self.tree.get(id).is_some_and(Inode::is_directory);
+        let to = match target.last() {
+            Some(there) if is_directory(there) && !source.parts.is_empty() => join(&request.to, source.name()),
+            _ => request.to.clone(),
+        };
+        if let Some(inode) = source.last()
+            && !is_directory(inode)
+            && self.tree.resolve(&to)?.last() == Some(inode)
+        {
+            return Ok(pb::RenameResponse {});
+        }
+        let mode = pb::RenameMode::NoReplace as i32;
+        self.rename(turn, who, &pb::RenameRequest { call: None, from: request.from.clone(), to, mode })
     }
 
     /// HDFS's rules of rename2; returns what is replaced (0: nothing).

@@ -28,11 +28,11 @@ impl Core {
             let message = format!("the request names more than {MAX_NAMES} datanodes");
             return Err(Error::new(ErrorCode::InvalidArgument, message));
         }
-        self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
+        let (file, _) = self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
         let find =
             |names: &[String]| -> Vec<NodeIndex> { names.iter().filter_map(|name| self.nodes.find(name)).collect() };
         let (present, excluded) = (find(&request.present_nodes), find(&request.exclude_nodes));
-        let size = self.tree.get(request.inode).map_or(0, super::inode::Inode::block_size);
+        let size = self.tree.get(file).map_or(0, super::inode::Inode::block_size);
         let wanted = placement::Request {
             count: 1,
             size: size.saturating_mul(self.settings.min_free_blocks),

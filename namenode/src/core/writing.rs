@@ -72,6 +72,24 @@ impl Core {
         }
     }
 
+    /// The file that a request names, or whose block it names.
+    fn file_of(&self, inode: u64, block: Option<&pb::Block>) -> u64 {
+        let known = || block.and_then(|block| self.blocks.get(block.id as u64)).map_or(0, |block| block.inode);
+        if inode == 0 { known() } else { inode }
+    }
+
+    /// Which block of the file a request asks for, counted from 0.
+    fn asked_index(&self, request: &pb::AddBlockRequest, blocks: &[u64]) -> Result<usize, Error> {
+        if !request.by_previous {
+            return Ok(request.block_index as usize);
+        }
+        let Some(previous) = &request.previous else { return Ok(self.first_written(request.inode)) };
+        match blocks.iter().rposition(|id| *id == previous.id as u64) {
+            Some(at) => Ok(at + 1),
+            None => Err(self.invalid(request.inode, format!("The previous block {} is not of this file", previous.id))),
+        }
+    }
+
     /// Checks what the writer says of its finished blocks; returns those whose length was not known.
     fn new_lengths(&self, file: u64, committed: &[pb::CommittedBlock]) -> Result<Vec<pb::EditBlockLength>, Error> {
         let most = self.tree.get(file).map_or(0, super::inode::Inode::block_size);
@@ -150,7 +168,7 @@ impl Core {
         self.check_lease(who, file, &request.client_name)?;
         let fresh = self.new_lengths(file, &request.committed)?;
         let blocks = self.tree.get(file).map(|inode| inode.blocks().to_vec()).unwrap_or_default();
-        let index = request.block_index as usize;
+        let index = self.asked_index(request, &blocks)?;
         // Only blocks at the end may be open, also after this call.
         let said = |id: u64| fresh.iter().any(|entry| entry.block_id as u64 == id);
         let stays_open = |id: u64| self.blocks.open.contains_key(&id) && !said(id);
@@ -178,7 +196,7 @@ impl Core {
         let storages = self.place_block(turn, caller, request, &path)?;
         let id = self.counters.block + 1;
         let generation = self.counters.generation + 1;
-        let edit = pb::EditAddBlock { inode: file, block_id: id as i64, generation, index: request.block_index };
+        let edit = pb::EditAddBlock { inode: file, block_id: id as i64, generation, index: index as u32 };
         self.commit(turn, Carries::Answer, Kind::AddBlock(edit))?;
         self.open_pipeline(id, storages);
         Ok(Progress::Done(self.block_answer(turn, caller, file, id)))
@@ -308,7 +326,7 @@ impl Core {
         who: &Who<'_>,
         request: &pb::AbandonBlockRequest,
     ) -> Result<pb::AbandonBlockResponse, Error> {
-        let file = request.inode;
+        let file = self.file_of(request.inode, request.block.as_ref());
         self.check_not_safemode("abandon block of", &self.tree.path_of(file))?;
         self.check_lease(who, file, &request.client_name)?;
         let id = request.block.as_ref().map_or(0, |block| block.id as u64);
@@ -327,21 +345,22 @@ impl Core {
         Ok(pb::AbandonBlockResponse {})
     }
 
-    /// An open block of the file, for a pipeline that broke.
+    /// A file and its open block, for a pipeline that broke.
     pub(super) fn broken_block(
         &mut self,
         who: &Who<'_>,
-        file: u64,
+        inode: u64,
         holder: &str,
         block: Option<&pb::Block>,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, u64), Error> {
+        let file = self.file_of(inode, block);
         self.check_not_safemode("recover a pipeline of", &self.tree.path_of(file))?;
         self.check_lease(who, file, holder)?;
         let id = self.own_block(file, block)?;
         if !self.blocks.open.contains_key(&id) {
             return Err(self.invalid(file, format!("Block {id} is finished: it takes no new generation")));
         }
-        Ok(id)
+        Ok((file, id))
     }
 
     pub(super) fn new_generation(
@@ -350,10 +369,9 @@ impl Core {
         who: &Who<'_>,
         request: &pb::NewGenerationRequest,
     ) -> Result<pb::NewGenerationResponse, Error> {
-        let id = self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
+        let (file, id) = self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
         let generation = self.counters.generation + 1;
-        let edit =
-            pb::EditAllocateGeneration { inode: request.inode, block_id: id as i64, generation, finished: false };
+        let edit = pb::EditAllocateGeneration { inode: file, block_id: id as i64, generation, finished: false };
         self.commit(turn, Carries::Answer, Kind::AllocateGeneration(edit))?;
         Ok(pb::NewGenerationResponse { generation, token: bytes::Bytes::new() })
     }
@@ -364,8 +382,7 @@ impl Core {
         who: &Who<'_>,
         request: &pb::UpdatePipelineRequest,
     ) -> Result<pb::UpdatePipelineResponse, Error> {
-        let file = request.inode;
-        let id = self.broken_block(who, file, &request.client_name, request.block.as_ref())?;
+        let (file, id) = self.broken_block(who, request.inode, &request.client_name, request.block.as_ref())?;
         let generation = request.new_generation;
         let now = self.blocks.get(id).map_or(0, |block| block.generation);
         let storages = self.pipeline_storages(file, id, &request.nodes)?;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cairn_common::Env;
+use cairn_common::net::hadoop::{self, Limits, Protocol};
 use cairn_common::net::opening::{Opening, Peer, ServerIdentity, read_opening};
 use cairn_common::net::rpc::RpcConn;
 use cairn_common::net::{Conn, Listener};
@@ -82,14 +83,19 @@ pub struct Door {
     pub max_connections: usize,
     /// Where gRPC connections go.
     pub served: mpsc::Sender<io::Result<ServedConn>>,
+    /// What answers Hadoop's clients.
+    pub hadoop: Arc<dyn Protocol>,
+    /// Bounds of each of their connections.
+    pub hadoop_limits: Limits,
     /// Turns true when the namenode stops.
     pub stop: watch::Receiver<bool>,
 }
 
 /// Accepts until told to stop. A slow or silent peer holds up nobody: each connection finds its way in a task of its own.
 pub async fn accept(door: Door) {
-    let Door { env, listener, cluster_id, journal, max_connections, served, mut stop } = door;
+    let Door { env, listener, cluster_id, journal, max_connections, served, hadoop, hadoop_limits, mut stop } = door;
     let room = Arc::new(Semaphore::new(max_connections));
+    let ways = Ways { env: env.clone(), served, hadoop, hadoop_limits, stop: stop.clone() };
     loop {
         let accepted = tokio::select! { biased;
             // An error means that nobody is left who could stop us later.
@@ -111,23 +117,34 @@ pub async fn accept(door: Door) {
         // Read anew for each: it rises when a metadata directory is dropped.
         let epoch = journal.borrow().epoch.0;
         let identity = ServerIdentity { cluster_id: cluster_id.clone(), epoch };
-        tokio::spawn(admit(env.clone(), conn, identity, served.clone(), counted));
+        tokio::spawn(admit(ways.clone(), conn, identity, counted));
     }
 }
 
-async fn admit(
+/// Where connections go.
+#[derive(Clone)]
+struct Ways {
     env: Env,
-    conn: Conn,
-    identity: ServerIdentity,
     served: mpsc::Sender<io::Result<ServedConn>>,
-    counted: OwnedSemaphorePermit,
-) {
+    hadoop: Arc<dyn Protocol>,
+    hadoop_limits: Limits,
+    stop: watch::Receiver<bool>,
+}
+
+async fn admit(ways: Ways, conn: Conn, identity: ServerIdentity, counted: OwnedSemaphorePermit) {
+    let Ways { env, served, hadoop: protocol, hadoop_limits, mut stop } = ways;
     let addr = conn.peer_addr();
     let inner = match read_opening(conn, &identity, &env.clock).await {
         Ok(Opening::Rpc { conn, peer }) => RpcConn::new(conn, peer),
         Ok(Opening::Grpc(conn)) => {
             let peer = Peer { user: String::new(), role: BARE_GRPC.to_owned(), peer_id: String::new(), addr, epoch: 0 };
             RpcConn::new(conn, peer)
+        }
+        Ok(Opening::Hadoop(conn)) => {
+            // An error means that nobody is left who could stop us.
+            let stopped = async move { drop(stop.wait_for(|&stop| stop).await) };
+            hadoop::serve(conn, protocol, env.clock.clone(), hadoop_limits, stopped).await;
+            return drop(counted);
         }
         Ok(other) => return refuse(&env, other).await,
         Err(error) => {
@@ -143,11 +160,10 @@ async fn admit(
 async fn refuse(env: &Env, opening: Opening) {
     let (conn, what, answer) = match opening {
         Opening::Http(conn) => (conn, "HTTP", http_refusal()),
-        Opening::Hadoop(conn) => (conn, "Hadoop RPC", hadoop_refusal()),
         Opening::HadoopData(conn) => (conn, "Hadoop data transfer", Vec::new()),
         Opening::Data { conn, .. } => (conn, "the data plane", Vec::new()),
         Opening::Unknown(conn, _) => (conn, "an unknown protocol", Vec::new()),
-        Opening::Rpc { .. } | Opening::Grpc(_) => return,
+        Opening::Rpc { .. } | Opening::Grpc(_) | Opening::Hadoop(_) => return,
     };
     tracing::info!(peer = %conn.peer_addr(), protocol = what, "refused on the RPC port");
     // A peer that does not take its refusal in time is closed all the same.
@@ -170,40 +186,4 @@ fn http_refusal() -> Vec<u8> {
         text.len()
     )
     .into_bytes()
-}
-
-/// Hadoop's `RpcResponseHeaderProto`, as far as a refusal needs it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HadoopResponseHeader {
-    #[prost(uint32, tag = "1")]
-    call_id: u32,
-    #[prost(uint32, tag = "2")]
-    status: u32,
-    #[prost(uint32, tag = "3")]
-    server_ipc_version: u32,
-    #[prost(string, tag = "4")]
-    exception_class: String,
-    #[prost(string, tag = "5")]
-    error_message: String,
-    #[prost(uint32, tag = "6")]
-    error_detail: u32,
-}
-
-fn hadoop_refusal() -> Vec<u8> {
-    use prost::Message;
-    const INVALID_CALL: u32 = -3_i32 as u32;
-    const FATAL: u32 = 2;
-    const FATAL_UNKNOWN: u32 = 10;
-    let header = HadoopResponseHeader {
-        call_id: INVALID_CALL,
-        status: FATAL,
-        server_ipc_version: 9,
-        exception_class: "java.lang.UnsupportedOperationException".into(),
-        error_message: "this Cairn namenode does not serve Hadoop clients yet".into(),
-        error_detail: FATAL_UNKNOWN,
-    };
-    let body = header.encode_length_delimited_to_vec();
-    let mut out = (body.len() as u32).to_be_bytes().to_vec();
-    out.extend(body);
-    out
 }

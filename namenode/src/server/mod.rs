@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::Env;
+use cairn_common::net::hadoop::Limits;
 use cairn_common::net::http::Guard;
 use cairn_common::net::rpc::MAX_RPC_BYTES;
 use cairn_common::process;
@@ -47,6 +48,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::backup::Archiver;
+use crate::hadoop::ClientProtocol;
 use crate::http;
 use crate::image::Imager;
 use crate::journal::{Journal, LogSizes};
@@ -203,7 +205,7 @@ fn checkpoint_knobs(
     }
 }
 
-/// Starts the accept loop and the gRPC server.
+/// Starts the accept loop, with Hadoop's protocol behind it, and the gRPC server.
 fn serve_rpc(
     env: &Env,
     settings: &NamenodeSettings,
@@ -221,6 +223,8 @@ fn serve_rpc(
         journal: storage.journal.clone(),
         max_connections: settings.max_connections,
         served,
+        hadoop: Arc::new(ClientProtocol::new(owner.clone(), groups.clone(), storage.pool_id.clone())),
+        hadoop_limits: Limits { calls: settings.calls_per_connection as usize, ..Limits::default() },
         stop: stopped.clone(),
     };
     let service = service::Service::new(owner.clone(), groups.clone(), storage);

@@ -55,6 +55,8 @@ impl OpenFile {
                     exclude_nodes: exclude_nodes.to_vec(),
                     block_index: index,
                     local_node: self.fs.inner.settings.local_node.clone().unwrap_or_default(),
+                    by_previous: false,
+                    previous: None,
                 }
             );
             match answer {

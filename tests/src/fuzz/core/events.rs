@@ -187,7 +187,8 @@ impl Cluster {
                 exclude_nodes: (0..input.byte() % 3).map(|_| pick(input, &NODES)).collect(),
                 block_index: u32::from(input.byte() % 4),
                 local_node: pick(input, &NODES),
-                ..Default::default()
+                by_previous: input.byte() % 4 == 0,
+                previous: self.block(input),
             }
             .into(),
             4 => pb::AbandonBlockRequest {
