@@ -195,9 +195,11 @@ impl Session {
     /// `None`: nothing to do but go on.
     async fn next_frame(&mut self, reader: &mut ReadHalf<Conn>) -> Result<Option<(Bytes, OwnedSemaphorePermit)>, End> {
         let mut head = [0; 4];
+        // Who said nothing of itself is not waited for as long.
+        let idle = if self.user.is_empty() { self.limits.stall } else { self.limits.idle };
         loop {
             tokio::select! { biased;
-                first = self.clock.timeout(self.limits.idle, reader.read(&mut head[..1])) => match first {
+                first = self.clock.timeout(idle, reader.read(&mut head[..1])) => match first {
                     Ok(Ok(0)) => return Err(End::Quiet),
                     Ok(Ok(_)) => break,
                     Ok(Err(error)) => return Err(error.into()),

@@ -56,7 +56,8 @@ impl FakeNode {
             state: pb::ReplicaState::Finalized as i32,
         };
         let (storage_id, pool) = (self.storage(), self.pool.clone());
-        self.report(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica) })).await;
+        self.report(Report::Changed(pb::ReplicaChanged { storage_id, pool, replica: Some(replica), verified: false }))
+            .await;
     }
 }
 
