@@ -6,7 +6,7 @@
 //!
 //! | number | operation | |
 //! |---|---|---|
-//! | 80 | write a block | [`write`] |
+//! | 80 | write a block | [`mod@write`] |
 //! | 81 | read a block | [`read`] |
 //! | 85 | checksum of a block | [`checksum`] |
 //! | 86 | copy an open block to a node that joins its pipeline | [`join`] |
