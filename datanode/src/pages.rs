@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 
 use cairn_common::net::http::{self, Answer, Guard, Incoming, Method, Request, StatusCode, text};
 use cairn_common::net::{Conn, Listener};
-use cairn_proto::webhdfs::{self, PREFIX};
-use cairn_proto::{Error, ErrorCode};
+use cairn_proto::{Error, ErrorCode, webhdfs};
 use tokio::io::AsyncWriteExt;
 
 use crate::report::Reporter;
@@ -54,14 +53,14 @@ pub async fn serve(listener: Listener, pages: Pages) {
 
 async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
     let path = request.uri().path();
-    let files = path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let files = webhdfs::is_below(path);
     if let Err(error) = pages.guard.check(request.uri(), request.headers()) {
-        return if files { refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
+        return if files { http::refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
     }
     if files {
         return match &pages.door {
             Some(door) => door.answer(&pages.node, request).await,
-            None => refusal(&Error::new(ErrorCode::Unsupported, "this datanode was started without WebHDFS")),
+            None => http::refusal(&Error::new(ErrorCode::Unsupported, "this datanode was started without WebHDFS")),
         };
     }
     match (request.method(), path) {
@@ -74,11 +73,6 @@ async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
         }
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
     }
-}
-
-fn refusal(error: &Error) -> Answer {
-    let status = StatusCode::from_u16(webhdfs::status_of(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http::json(status, webhdfs::remote_exception(error))
 }
 
 /// Sends one answer on a connection of another protocol's port, and closes.

@@ -195,6 +195,52 @@ fn shortened(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
+/// Is a URL's path one of WebHDFS's?
+pub fn is_below(url_path: &str) -> bool {
+    url_path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a `CREATE` replaces a file that is there: by `overwrite`, or by one of the flags of `createflag`. Flags that ask for what a whole upload
+/// does anyway, or for a place to keep it, change nothing.
+pub fn overwrites(parameters: &Parameters) -> Result<bool> {
+    let mut overwrite = parameters.flag("overwrite")?;
+    for flag in parameters.get("createflag").unwrap_or_default().split(',').map(str::trim) {
+        match flag.to_ascii_uppercase().as_str() {
+            ""
+            | "CREATE"
+            | "SYNC_BLOCK"
+            | "NEW_BLOCK"
+            | "LAZY_PERSIST"
+            | "NO_LOCAL_WRITE"
+            | "NO_LOCAL_RACK"
+            | "IGNORE_CLIENT_LOCALITY"
+            | "SHOULD_REPLICATE" => {}
+            "OVERWRITE" => overwrite = true,
+            other => return Err(invalid(format!("createflag {:?} is not known", shortened(other)))),
+        }
+    }
+    Ok(overwrite)
+}
+
+/// Fails for an `OPEN` behind the end of a file of `length` bytes, in HDFS's words.
+pub fn check_offset(path: &str, offset: u64, length: u64) -> Result<()> {
+    if offset == 0 || offset < length {
+        return Ok(());
+    }
+    let text = format!("Offset={offset} out of the range [0, {length}); OPEN, path={path}");
+    Err(Error::new(ErrorCode::Io, text).with_subject(path))
+}
+
+/// A directory where a file is meant: HDFS says that there is no such file. Other errors stay as they are.
+pub fn no_file(error: Error, path: &str) -> Error {
+    match error.code() {
+        ErrorCode::NotAFile => {
+            Error::new(ErrorCode::FileNotFound, format!("Path is not a file: {path}")).with_subject(path)
+        }
+        _ => error,
+    }
+}
+
 /// The class by which WebHDFS names an error: as in Hadoop's RPC, but for a bad request.
 pub fn java_class(error: &Error) -> &'static str {
     match error.code() {

@@ -92,6 +92,21 @@ fn bytes_go_in_and_come_out() {
 }
 
 #[test]
+fn bytes_stay_on_the_datanode_that_took_them() {
+    let cluster = Cluster::small();
+    let web = web(&cluster);
+    for at in 0..6 {
+        let path = format!("/f{at}");
+        let location = web.place("PUT", &path, "op=CREATE&replication=1");
+        let (addr, target) = http::split(&location);
+        http::send(addr, "PUT", target, &[], Body::Whole(b"here")).status(201);
+        let holder = cluster.datanode(&cluster.blocks(&path)[0]["replicas"][0]);
+        assert_eq!(cluster.datanodes[holder].http(), addr);
+        assert_eq!(http::split(&web.place("GET", &path, "op=OPEN")).0, addr, "readers are sent to it");
+    }
+}
+
+#[test]
 fn files_grow_and_are_cut_and_joined() {
     let cluster = Cluster::small();
     let web = web(&cluster);

@@ -51,6 +51,8 @@ pub struct WebGate {
     namenode: String,
     users: Arc<Users>,
     turns: Arc<Semaphore>,
+    /// One for each upload under way.
+    uploads: Arc<Semaphore>,
     stop: watch::Sender<bool>,
 }
 
@@ -77,6 +79,7 @@ impl WebGate {
             env,
             namenode: namenode.to_owned(),
             turns: Arc::new(Semaphore::new(OPERATIONS as usize)),
+            uploads: Arc::new(Semaphore::new(OPERATIONS as usize)),
             stop: watch::channel(false).0,
         }
     }
@@ -132,8 +135,15 @@ impl WebGate {
         };
         let created = matches!(plan, write::Plan::Create(_));
         let location = format!("hdfs://{}{}", self.namenode, webhdfs::encoded_path(&call.path));
+        // There are as many as turns, and the semaphore is never closed.
+        let Ok(counted) = Arc::clone(&self.uploads).acquire_owned().await else { return (Err(stopping()), Some(body)) };
         let upload = write::Upload { call, plan, users: Arc::clone(&self.users), stop: self.stop.subscribe() };
-        match tokio::spawn(upload.run(body)).await {
+        let run = async move {
+            let ended = upload.run(body).await;
+            drop(counted);
+            ended
+        };
+        match tokio::spawn(run).await {
             Ok((Ok(()), body)) => (Ok(taken(created, &location)), Some(body)),
             Ok((Err(error), body)) => (Err(error), Some(body)),
             Err(error) => (Err(Error::new(ErrorCode::Internal, format!("an upload ended: {error}"))), None),
@@ -154,24 +164,9 @@ fn taken(created: bool, location: &str) -> Answer {
     answer
 }
 
-fn refusal(error: &Error) -> Answer {
-    let status = StatusCode::from_u16(webhdfs::status_of(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http::json(status, webhdfs::remote_exception(error))
-}
-
-/// A directory where a file is meant: HDFS says that there is no such file.
-fn no_file(error: Error, path: &str) -> Error {
-    match error.code() {
-        ErrorCode::NotAFile => {
-            Error::new(ErrorCode::FileNotFound, format!("Path is not a file: {path}")).with_subject(path)
-        }
-        _ => error,
-    }
-}
-
 impl Call {
     async fn reader(&self) -> Result<crate::fs::FileReader> {
-        self.fs.open(&self.path).await.map_err(|error| no_file(error, &self.path))
+        self.fs.open(&self.path).await.map_err(|error| webhdfs::no_file(error, &self.path))
     }
 }
 
@@ -189,14 +184,15 @@ impl WebDoor for WebGate {
         if let Some(mut rest) = rest.filter(|_| !head.headers().contains_key(header::EXPECT)) {
             http::drain(&mut rest, &self.env.clock, REFUSED_BYTES).await;
         }
-        refusal(&failure)
+        http::refusal(&failure)
     }
 
     async fn close(&self) {
         self.stop.send_replace(true);
-        let all = self.env.clock.timeout(CLOSING, self.turns.acquire_many(OPERATIONS)).await;
+        // Readers are cut off: they see that by the length that they were promised.
+        let all = self.env.clock.timeout(CLOSING, self.uploads.acquire_many(OPERATIONS)).await;
         if all.is_err() {
-            tracing::warn!("some WebHDFS operations did not end within {CLOSING:?}");
+            tracing::warn!("some WebHDFS uploads were not taken back within {CLOSING:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `OPEN`: a range of a file as the body of an answer.
 
 use cairn_common::net::http::{self, Answer, Bytes};
+use cairn_proto::webhdfs;
 use futures_util::stream;
 
 use super::Call;
@@ -15,10 +16,7 @@ pub async fn open(call: Call) -> Result<Answer> {
     let length = call.parameters.number("length")?.unwrap_or(u64::MAX);
     let mut reader = call.reader().await?;
     let whole = reader.length();
-    if offset > 0 && offset >= whole {
-        let text = format!("Offset={offset} out of the range [0, {whole}); OPEN, path={}", call.path);
-        return Err(Error::new(ErrorCode::Io, text).with_subject(&call.path));
-    }
+    webhdfs::check_offset(&call.path, offset, whole)?;
     let left = length.min(whole - offset);
     reader.seek(offset);
     reader.limit_read_ahead(offset + left);

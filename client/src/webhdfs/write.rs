@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use cairn_common::net::http::{self, Incoming};
-use cairn_proto::webhdfs::{Parameters, invalid};
+use cairn_proto::webhdfs::{Parameters, no_file, overwrites};
 use tokio::sync::watch;
 
 use super::users::Users;
-use super::{Call, no_file, stopping};
+use super::{Call, stopping};
 use crate::fs::{AppendOptions, CreateOptions, Error, FileSystem, FileWriter, Result};
 
 /// Of a new file if nothing is said.
@@ -36,30 +36,6 @@ impl Plan {
             ..CreateOptions::default()
         }))
     }
-}
-
-/// By `overwrite`, or by one of the flags of `createflag`; those that ask for what a whole upload does anyway, or for a place to keep it, change nothing.
-fn overwrites(parameters: &Parameters) -> Result<bool> {
-    let mut overwrite = parameters.flag("overwrite")?;
-    for flag in parameters.get("createflag").unwrap_or_default().split(',').map(str::trim) {
-        match flag.to_ascii_uppercase().as_str() {
-            ""
-            | "CREATE"
-            | "SYNC_BLOCK"
-            | "NEW_BLOCK"
-            | "LAZY_PERSIST"
-            | "NO_LOCAL_WRITE"
-            | "NO_LOCAL_RACK"
-            | "IGNORE_CLIENT_LOCALITY"
-            | "SHOULD_REPLICATE" => {}
-            "OVERWRITE" => overwrite = true,
-            other => {
-                let shown: String = other.chars().take(60).collect();
-                return Err(invalid(format!("createflag {shown:?} is not known")));
-            }
-        }
-    }
-    Ok(overwrite)
 }
 
 /// One upload, from the first byte to its end or to its being taken back.

@@ -64,9 +64,9 @@ pub async fn serve(listener: Listener, state: State, mut stop: watch::Receiver<b
 }
 
 async fn answer(request: Request<Incoming>, peer: SocketAddr, state: &State) -> Answer {
-    let files = webhdfs::is_below(request.uri().path());
+    let files = cairn_proto::webhdfs::is_below(request.uri().path());
     if let Err(error) = state.guard.check(request.uri(), request.headers()) {
-        return if files { webhdfs::refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
+        return if files { http::refusal(&error) } else { text(StatusCode::FORBIDDEN, format!("{error}\n")) };
     }
     if files {
         return webhdfs::answer(request, peer.ip(), state).await;

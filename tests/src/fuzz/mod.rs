@@ -112,6 +112,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "paths", run: text::paths, seeds: text::path_seeds, memory: 4 * MIB, rounds: 1_000 },
     Target { name: "globs", run: text::globs, seeds: text::glob_seeds, memory: 64 * MIB, rounds: 400 },
+    Target { name: "web_addresses", run: text::web_addresses, seeds: text::web_seeds, memory: 4 * MIB, rounds: 2_000 },
     Target { name: "units", run: text::units, seeds: text::unit_seeds, memory: MIB, rounds: 5_000 },
 ];
 

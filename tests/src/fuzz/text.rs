@@ -2,6 +2,7 @@
 
 use cairn_client::fuzzing::glob_matches;
 use cairn_proto::path::{MAX_NAME_BYTES, MAX_PATH_BYTES, check_name, components, join, normalize, split_last};
+use cairn_proto::webhdfs::{self, Parameters};
 
 /// The command's own file: a program has no library to link.
 #[path = "../../../client/src/cli/units.rs"]
@@ -39,6 +40,43 @@ pub fn path_seeds() -> Vec<Vec<u8>> {
     ["/", "/a/b c/é%", "//a///b/", "/a/../b:", &format!("/{}", "x".repeat(255)), &"/xy".repeat(2_700)]
         .map(|text| text.as_bytes().to_vec())
         .to_vec()
+}
+
+/// Addresses of WebHDFS: what was read is written so that it is read the same again, and no parameter is taken for what it is not.
+pub fn web_addresses(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (path, query) = text.split_once('?').unwrap_or((&text, ""));
+    if let Ok(path) = webhdfs::path_of(path) {
+        check_strict(&path);
+        assert_eq!(webhdfs::path_of(&webhdfs::url_path(&path)).unwrap(), path);
+    }
+    let Ok(parameters) = Parameters::parse(query) else { return };
+    assert_eq!(Parameters::parse(&parameters.encode_without(&[])).unwrap(), parameters);
+    if let Ok(user) = parameters.user() {
+        assert!(!user.is_empty() && user.len() <= 255 && !user.contains(['/', ':', ' ']), "{user:?}");
+    }
+    let _ =
+        (parameters.op(), parameters.flag("overwrite"), parameters.time("accesstime"), parameters.path("destination"));
+    assert!(
+        parameters.number("offset").is_ok_and(|number| number <= Some(i64::MAX as u64))
+            || parameters.get("offset").is_some()
+    );
+    assert!(
+        parameters.permission("permission").is_ok_and(|mode| mode <= Some(0o1777))
+            || parameters.get("permission").is_some()
+    );
+    assert!(parameters.access("fsaction").map_or(true, |access| access <= 7));
+}
+
+/// See [`web_addresses`].
+pub fn web_seeds() -> Vec<Vec<u8>> {
+    [
+        "/webhdfs/v1/a%20b/100%25?op=OPEN&user.name=ann&offset=5&length=9223372036854775807",
+        "/webhdfs/v1//a/./b?OP=create&overwrite=True&permission=1755&destination=/x&null=null",
+        "/webhdfs/v1?fsaction=r-x&accesstime=-1&doas=bob&sources=/a,/b&x=%ff&y=a+b%2B",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }
 
 /// Patterns, a zero byte, and a name: no pattern takes the memory or the day; one without wildcards matches itself alone.

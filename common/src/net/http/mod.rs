@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_proto::{Error, ErrorCode, Result};
+use cairn_proto::{Error, ErrorCode, Result, webhdfs};
 use futures_util::Stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -113,7 +113,11 @@ where
 }
 
 /// The next piece of a request's body; `None` at its end. Fails if the peer goes away before, or sends nothing for a minute.
-pub async fn next_piece(body: &mut Incoming, clock: &Clock) -> Result<Option<Bytes>> {
+pub async fn next_piece<B>(body: &mut B, clock: &Clock) -> Result<Option<Bytes>>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
     loop {
         let frame = match clock.timeout(STALL, body.frame()).await {
             Ok(None) => return Ok(None),
@@ -166,6 +170,12 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 /// An answer in JSON.
 pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     respond(status, "application/json", body)
+}
+
+/// An error as WebHDFS tells it.
+pub fn refusal(error: &Error) -> Answer {
+    let status = StatusCode::from_u16(webhdfs::status_of(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(status, webhdfs::remote_exception(error))
 }
 
 /// An answer that is sent piece by piece as `pieces` come. With a length, which must be right, it is announced; without, the body is chunked.

@@ -55,3 +55,18 @@ async fn heads_without_end_are_refused() {
     let got = exchange(b"\x16\x03\x01 no HTTP at all\r\n\r\n").await;
     assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stands_still_is_given_up() {
+    let clock = Clock::system();
+    let pieces = futures_util::stream::unfold(0, |at| async move {
+        // Slow, but it moves; the third never comes.
+        tokio::time::sleep(if at < 2 { STALL - Duration::from_secs(1) } else { 10 * STALL }).await;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), at + 1))
+    });
+    let mut body = StreamBody::new(Box::pin(pieces));
+    for _ in 0..2 {
+        assert_eq!(next_piece(&mut body, &clock).await.unwrap().unwrap(), "x");
+    }
+    assert_eq!(next_piece(&mut body, &clock).await.unwrap_err().code(), ErrorCode::TimedOut);
+}

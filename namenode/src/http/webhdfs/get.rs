@@ -159,25 +159,6 @@ impl Listing {
     }
 }
 
-/// `OPEN` and the like of a directory: HDFS says that there is no such file.
-pub(super) fn no_file(error: Error, path: &str) -> Error {
-    match error.code() {
-        ErrorCode::NotAFile => {
-            Error::new(ErrorCode::FileNotFound, format!("Path is not a file: {path}")).with_subject(path)
-        }
-        _ => error,
-    }
-}
-
-/// Fails for a place behind the end of a file, in HDFS's words.
-pub(super) fn check_offset(op: &str, path: &str, offset: u64, length: u64) -> Result<()> {
-    if offset == 0 || offset < length {
-        return Ok(());
-    }
-    let text = format!("Offset={offset} out of the range [0, {length}); {op}, path={path}");
-    Err(Error::new(ErrorCode::Io, text).with_subject(path))
-}
-
 /// A length as the core takes it, where 0 stands for "to the end"; `None`: nothing is asked for.
 pub(super) fn length_of(parameters: &webhdfs::Parameters) -> Result<Option<u64>> {
     Ok(match parameters.number("length")? {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use cairn_common::net::http::Answer;
+use cairn_proto::webhdfs::no_file;
 use cairn_proto::{Result, pb};
 use serde_json::{Value, json};
 
-use super::get::{length_of, no_file};
+use super::get::length_of;
 use super::{Call, found};
 
 /// An answer of the core with fewer blocks is whole.

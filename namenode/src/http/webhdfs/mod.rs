@@ -101,11 +101,6 @@ impl Call<'_> {
     }
 }
 
-/// Is it a request for this door?
-pub fn is_below(url_path: &str) -> bool {
-    url_path.strip_prefix(webhdfs::PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Answers a request for a path below `/webhdfs/v1`.
 pub async fn answer(mut request: Request<Incoming>, peer: IpAddr, state: &State) -> Answer {
     let result = operate(&request, peer, state).await;
@@ -113,13 +108,7 @@ pub async fn answer(mut request: Request<Incoming>, peer: IpAddr, state: &State)
     if !request.headers().contains_key(http::header::EXPECT) {
         http::drain(request.body_mut(), &state.env.clock, BODY_BYTES).await;
     }
-    result.unwrap_or_else(|error| refusal(&error))
-}
-
-/// An error as WebHDFS tells it.
-pub fn refusal(error: &Error) -> Answer {
-    let status = StatusCode::from_u16(webhdfs::status_of(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http::json(status, webhdfs::remote_exception(error))
+    result.unwrap_or_else(|error| http::refusal(&error))
 }
 
 async fn operate(request: &Request<Incoming>, peer: IpAddr, state: &State) -> Result<Answer> {

@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use cairn_common::net::http::{self, Answer, StatusCode, header};
 use cairn_common::process;
-use cairn_proto::webhdfs::{self, encoded_value};
+use cairn_proto::webhdfs::{self, check_offset, encoded_value, no_file, overwrites};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use super::get::{check_offset, no_file};
 use super::{Call, found};
 use crate::core::Caller;
 use crate::http::State;
@@ -88,7 +87,7 @@ impl Call<'_> {
         let offset = self.parameters.number("offset")?.unwrap_or(0);
         self.parameters.number("length")?;
         let (status, blocks) = self.locate(offset, 1).await?;
-        check_offset("OPEN", &self.path, offset, status.length)?;
+        check_offset(&self.path, offset, status.length)?;
         self.redirect("OPEN", Purpose::Read, &blocks).await
     }
 
@@ -149,13 +148,6 @@ fn redirect_to(location: &str) -> Result<Answer> {
     let mut answer = http::respond(StatusCode::TEMPORARY_REDIRECT, "application/octet-stream", "");
     answer.headers_mut().insert(header::LOCATION, value);
     Ok(answer)
-}
-
-/// Whether a `CREATE` replaces a file that is there: by `overwrite`, or by the flags of `createflag`.
-fn overwrites(parameters: &webhdfs::Parameters) -> Result<bool> {
-    let flags = parameters.get("createflag").unwrap_or_default();
-    let flagged = flags.split(',').any(|flag| flag.trim().eq_ignore_ascii_case("overwrite"));
-    Ok(parameters.flag("overwrite")? || flagged)
 }
 
 /// Nodes to try, best first: holders of the block in their order, then nodes on the client's host, then any, by chance.
