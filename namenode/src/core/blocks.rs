@@ -212,32 +212,9 @@ pub struct BlockMap {
     pub bad: BTreeMap<u64, Vec<BadReplica>>,
     /// Good replicas that are too many and wait for their deletion; they do not count as live.
     pub excess: BTreeMap<u64, Vec<StorageIndex>>,
-    /// Of blocks with superfluous replicas: what is known of the one that shall stay.
-    proofs: BTreeMap<u64, Proof>,
+    /// Of blocks with superfluous replicas: the one that may stay alone, since its node has read it after they were marked.
+    proofs: BTreeMap<u64, StorageIndex>,
 }
-
-/// The only replica that a block shall keep is read whole before the others go: a bit may have flipped since it was last read.
-struct Proof {
-    storage: StorageIndex,
-    asked_ms: u64,
-    given_ms: Option<u64>,
-}
-
-/// What is known of a replica that shall be the only one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Proven {
-    /// Its node has read it, not long ago.
-    Yes,
-    /// Its node has been asked to.
-    Asked,
-    /// Its node is to be asked.
-    No,
-}
-
-/// A node that has not answered is asked again.
-const ASK_AGAIN_MS: u64 = 60_000;
-/// A replica that was read so long ago is read again.
-const PROOF_LASTS_MS: u64 = 600_000;
 
 impl BlockMap {
     /// The block with this id.
@@ -268,25 +245,23 @@ impl BlockMap {
         self.proofs.remove(&id);
     }
 
-    /// Whether a replica may be left as the only one.
-    pub fn proven(&self, id: u64, storage: StorageIndex, now_ms: u64) -> Proven {
-        match self.proofs.get(&id).filter(|proof| proof.storage == storage) {
-            Some(Proof { given_ms: Some(given_ms), .. }) if now_ms < given_ms + PROOF_LASTS_MS => Proven::Yes,
-            Some(Proof { given_ms: None, asked_ms, .. }) if now_ms < asked_ms + ASK_AGAIN_MS => Proven::Asked,
-            _ => Proven::No,
-        }
+    /// Whether a replica may be left as the only one: a bit may have flipped since it was last read.
+    pub fn is_proven(&self, id: u64, storage: StorageIndex) -> bool {
+        self.proofs.get(&id) == Some(&storage)
     }
 
-    /// The node of a replica is asked to read it.
-    pub fn proof_asked(&mut self, id: u64, storage: StorageIndex, now_ms: u64) {
-        self.proofs.insert(id, Proof { storage, asked_ms: now_ms, given_ms: None });
+    /// What was read before further replicas were marked says nothing of now.
+    pub fn forget_proof(&mut self, id: u64) {
+        self.proofs.remove(&id);
     }
 
-    /// A node has read a replica, and it is right.
-    pub fn proof_given(&mut self, id: u64, storage: StorageIndex, now_ms: u64) {
-        if let Some(proof) = self.proofs.get_mut(&id).filter(|proof| proof.storage == storage) {
-            proof.given_ms = Some(now_ms);
+    /// The node of a replica has read it, and it is right. Returns the replicas that may go now.
+    pub fn proof_given(&mut self, id: u64, storage: StorageIndex) -> Vec<StorageIndex> {
+        let Some(excess) = self.excess.get(&id) else { return Vec::new() };
+        if excess.contains(&storage) || self.proofs.insert(id, storage) == Some(storage) {
+            return Vec::new();
         }
+        excess.clone()
     }
 
     /// Forgets a bad replica; `true` if it was known.

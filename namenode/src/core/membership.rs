@@ -4,7 +4,7 @@ use cairn_proto::pb::{self, datanode_command::Command as Order, edit::Kind};
 use cairn_proto::{Error, ErrorCode, PROTOCOL_VERSION};
 
 use super::event::{Command, StreamId};
-use super::nodes::NodeIndex;
+use super::nodes::{NodeIndex, Proofs};
 use super::trim::Verdict;
 use super::{Carries, Core, Turn};
 
@@ -22,8 +22,8 @@ const MAX_TEXT: usize = 255;
 const MAX_STORAGES: usize = 256;
 /// More transfers, slots or tasks of one node are a mistake of its.
 const MAX_LOAD: u32 = 1_000_000;
-/// Replicas that a node is told to verify with one heartbeat: as many as it takes at a time.
-pub(super) const MAX_VERIFY: usize = 1_024;
+/// Replicas that a node may have to verify.
+const MAX_VERIFY: usize = 10_000;
 
 fn not_registered(node_id: &str) -> Error {
     Error::new(ErrorCode::NotRegistered, format!("datanode {node_id} must register first")).with_subject(node_id)
@@ -144,6 +144,7 @@ impl Core {
         node.reported = false;
         node.asked_full_ms = None;
         node.deleting.clear();
+        node.proofs.ask_again();
         for storage in node.storages.clone() {
             let named = request.storages.iter().any(|info| info.storage_id == self.nodes.storage(storage).id);
             let entry = self.nodes.storage_mut(storage);
@@ -255,16 +256,15 @@ impl Core {
 
     fn order_verification(&mut self, index: NodeIndex, orders: &mut Vec<Order>) {
         let wanted = std::mem::take(&mut self.nodes.node_mut(index).verify);
-        if wanted.is_empty() {
+        let wanted = wanted.into_iter().map(|(id, generation, storage)| pb::ReplicaRef {
+            block: Some(self.pb_block(id, generation)),
+            storage_id: self.nodes.storage(storage).id.clone(),
+        });
+        let mut replicas: Vec<_> = wanted.collect();
+        replicas.extend(self.ask_for_proofs(index));
+        if replicas.is_empty() {
             return;
         }
-        let replicas = wanted
-            .into_iter()
-            .map(|(id, generation, storage)| pb::ReplicaRef {
-                block: Some(self.pb_block(id, generation)),
-                storage_id: self.nodes.storage(storage).id.clone(),
-            })
-            .collect();
         orders.push(Order::Verify(pb::VerifyReplicas { replicas }));
     }
 
@@ -301,7 +301,7 @@ impl Core {
                     }
                 }
                 Verdict::Later => later.push(deletion),
-                Verdict::Never => {}
+                Verdict::Unproven | Verdict::Never => {}
             }
         }
         self.nodes.node_mut(index).delete.extend(later);
@@ -322,7 +322,7 @@ impl Core {
             let unknown = self.blocks.get(id).is_none();
             if unknown && count >= MAX_DELETE_ORDERS {
                 self.nodes.node_mut(index).deleting.forget(id, storage);
-            } else if self.deletion_holds(&deletion) != Verdict::Never {
+            } else if matches!(self.deletion_holds(&deletion), Verdict::Delete | Verdict::Later) {
                 self.nodes.node_mut(index).delete.push_back(deletion);
             }
         }
@@ -347,6 +347,7 @@ impl Core {
         node.delete.clear();
         node.deleting.clear();
         node.verify.clear();
+        node.proofs = Proofs::default();
         node.recover.clear();
         node.merge.clear();
         // Its stream names an old registration from now on; what still comes on it is ignored.

@@ -153,6 +153,8 @@ pub struct Node {
     pub deleting: Deleting,
     /// Replicas that it shall check: block, generation, storage.
     pub verify: BTreeSet<(u64, u64, StorageIndex)>,
+    /// Replicas that it shall read because they are to stay alone.
+    pub proofs: Proofs,
     /// Recoveries that it shall lead.
     pub recover: VecDeque<(pb::RecoverBlock, TxId)>,
     /// Short blocks that it shall rewrite as one.
@@ -171,6 +173,61 @@ impl Node {
     /// Transfers under way, as far as the namenode can tell.
     pub fn load(&self) -> u32 {
         self.transfers.max(self.repairs).saturating_add(self.assigned)
+    }
+}
+
+/// Blocks of which one node is to keep the only replica, and is to read it before the others go.
+#[derive(Default)]
+pub struct Proofs {
+    /// It has not been asked yet.
+    pub wanted: BTreeSet<u64>,
+    /// It has been asked: when (turn time), and for how many bytes.
+    pub asked: BTreeMap<u64, (u64, u64)>,
+    /// Bytes in `asked`.
+    bytes: u64,
+}
+
+/// Replicas that a node reads for the namenode at a time ...
+const MAX_ASKED: usize = 256;
+/// ... and their bytes; one larger block is read alone.
+const MAX_ASKED_BYTES: u64 = 512 << 20;
+/// A node that has not answered for so long has forgotten it.
+const ANSWER_LIMIT_MS: u64 = 600_000;
+
+impl Proofs {
+    /// The next block to ask for, if there is room.
+    pub fn next(&mut self) -> Option<u64> {
+        let has_room = self.asked.len() < MAX_ASKED && self.bytes < MAX_ASKED_BYTES;
+        if has_room { self.wanted.pop_first() } else { None }
+    }
+
+    /// The node is asked.
+    pub fn ask(&mut self, id: u64, now_ms: u64, bytes: u64) {
+        self.answered(id);
+        self.asked.insert(id, (now_ms, bytes));
+        self.bytes += bytes;
+    }
+
+    /// It has said something of the block.
+    pub fn answered(&mut self, id: u64) {
+        if let Some((_, bytes)) = self.asked.remove(&id) {
+            self.bytes -= bytes;
+        }
+    }
+
+    /// What it did not answer in time is wanted again.
+    pub fn give_up(&mut self, now_ms: u64) {
+        let late = |(id, (asked_ms, _)): (&u64, &(u64, u64))| (now_ms >= asked_ms + ANSWER_LIMIT_MS).then_some(*id);
+        for id in self.asked.iter().filter_map(late).collect::<Vec<_>>() {
+            self.answered(id);
+            self.wanted.insert(id);
+        }
+    }
+
+    /// It has started anew and knows nothing of what it was asked.
+    pub fn ask_again(&mut self) {
+        self.wanted.extend(std::mem::take(&mut self.asked).into_keys());
+        self.bytes = 0;
     }
 }
 

@@ -77,8 +77,9 @@ impl Core {
         self.take_replica(storage, replica);
         let id = replica.id as u64;
         let current = self.blocks.get(id).map(|block| (block.generation, block.length()));
+        self.nodes.node_mut(node).proofs.answered(id);
         if changed.verified && current == Some((replica.generation, Some(replica.length))) {
-            self.blocks.proof_given(id, storage, self.now_ms);
+            self.take_proof(id, storage);
         }
         Ok(())
     }
@@ -87,6 +88,7 @@ impl Core {
         let storage = self.own_storage(node, &removed.storage_id, &removed.pool)?;
         let id = removed.id as u64;
         self.nodes.node_mut(node).deleting.forget(id, storage);
+        self.nodes.node_mut(node).proofs.answered(id);
         let is_bad = self.blocks.bad.get(&id).and_then(|list| list.iter().find(|bad| bad.storage == storage));
         if is_bad.is_some_and(|bad| removed.generation == 0 || bad.generation <= removed.generation) {
             self.blocks.forget_bad(id, storage);

@@ -5,10 +5,11 @@
 //! registered, and was not told to delete it. This is asked when a replica is marked and again when the order leaves.
 //! One that shall be the only one is also read whole before: what rots unseen must not be what stays.
 
+use cairn_proto::pb;
+
 use super::Core;
-use super::blocks::{BadReplica, Proven, StorageIndex};
-use super::membership::MAX_VERIFY;
-use super::nodes::QueuedDeletion;
+use super::blocks::{BadReplica, StorageIndex};
+use super::nodes::{NodeIndex, QueuedDeletion};
 
 /// What is to become of a queued deletion.
 #[derive(PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Verdict {
     Delete,
     /// Not before the other replicas are sure again.
     Later,
+    /// It is queued again when the replica that shall stay has been read.
+    Unproven,
     /// It is wrong by now.
     Never,
 }
@@ -32,17 +35,45 @@ impl Core {
         self.live_replicas(id).into_iter().filter(|storage| self.is_sure(id, *storage)).collect()
     }
 
-    /// Whether these replicas of a block are enough to let a good one go. One alone must have been read not long ago; else its node is asked to.
+    /// Whether these replicas of a block are enough to let a good one go. One alone must have been read since; else its node is to be asked, and what
+    /// waits for it is queued again when it has answered.
     fn can_stay_alone(&mut self, id: u64, sure: &[StorageIndex]) -> bool {
         let &[last] = sure else { return true };
-        let proven = self.blocks.proven(id, last, self.now_ms);
-        let node = self.nodes.storage(last).node;
-        if proven == Proven::No && self.nodes.node(node).verify.len() < MAX_VERIFY {
-            let generation = self.blocks.get(id).map_or(0, |block| block.generation);
-            self.blocks.proof_asked(id, last, self.now_ms);
-            self.nodes.node_mut(node).verify.insert((id, generation, last));
+        if self.blocks.is_proven(id, last) {
+            return true;
         }
-        proven == Proven::Yes
+        let node = self.nodes.storage(last).node;
+        let proofs = &mut self.nodes.node_mut(node).proofs;
+        if !proofs.asked.contains_key(&id) {
+            proofs.wanted.insert(id);
+        }
+        false
+    }
+
+    /// Which replicas the node shall read because they are to stay alone: few at a time, so that readers' reports have their turn.
+    pub(super) fn ask_for_proofs(&mut self, index: NodeIndex) -> Vec<pb::ReplicaRef> {
+        let now_ms = self.now_ms;
+        self.nodes.node_mut(index).proofs.give_up(now_ms);
+        let mut replicas = Vec::new();
+        while let Some(id) = self.nodes.node_mut(index).proofs.next() {
+            let Some(block) = self.blocks.get(id).filter(|_| self.blocks.excess.contains_key(&id)) else { continue };
+            let on_node = |storage: &StorageIndex| self.nodes.storage(*storage).node == index;
+            let Some(storage) = self.live_replicas(id).into_iter().find(on_node) else { continue };
+            let bytes = block.length().unwrap_or(0);
+            replicas.push(pb::ReplicaRef {
+                block: Some(self.pb_block(id, block.generation)),
+                storage_id: self.nodes.storage(storage).id.clone(),
+            });
+            self.nodes.node_mut(index).proofs.ask(id, now_ms, bytes);
+        }
+        replicas
+    }
+
+    /// A node has read a replica, and it is right.
+    pub(super) fn take_proof(&mut self, id: u64, storage: StorageIndex) {
+        for excess in self.blocks.proof_given(id, storage) {
+            self.queue_excess_deletion(id, excess);
+        }
     }
 
     /// Bad replicas go once a good one is there.
@@ -76,7 +107,10 @@ impl Core {
                 self.reassess(id);
                 return Verdict::Never;
             }
-            sure.len() >= target && self.can_stay_alone(id, &sure)
+            if sure.len() >= target && !self.can_stay_alone(id, &sure) {
+                return Verdict::Unproven;
+            }
+            sure.len() >= target
         } else {
             // A newer generation than the block's too, while it has others (`generations.rs`).
             let is_meant = |bad: &BadReplica| bad.storage == storage && bad.generation <= deletion.generation;
@@ -102,6 +136,9 @@ impl Core {
         while live.len() > target.max(1) {
             let victim = live.iter().position(doubtful).unwrap_or_else(|| self.superfluous(&live));
             victims.push(live.swap_remove(victim));
+        }
+        if !victims.is_empty() {
+            self.blocks.forget_proof(id);
         }
         for storage in victims {
             self.blocks.excess.entry(id).or_default().push(storage);

@@ -358,6 +358,40 @@ fn a_replica_is_read_before_it_is_left_alone() {
 }
 
 #[test]
+fn replicas_that_wait_to_be_read_hold_up_no_other_deletion() {
+    let mut world = cluster();
+    let kept: Vec<u64> = (0..600).flat_map(|at| world.write(&format!("/kept/{at}"), 2, 1)).collect();
+    let gone = world.write("/gone", 2, 1)[0];
+    for at in 0..600 {
+        setrep(&mut world, &format!("/kept/{at}"), 1);
+    }
+    let held = |world: &World, id: &u64| holders(world, *id).len();
+    // Nobody answers; each node is asked for few at a time.
+    for _ in 0..3 {
+        for at in 0..6 {
+            let asked: usize = world
+                .heartbeat(at)
+                .unwrap()
+                .iter()
+                .map(|order| match order {
+                    Order::Verify(order) => order.replicas.len(),
+                    Order::Delete(order) => panic!("{order:?}"),
+                    _ => 0,
+                })
+                .sum();
+            assert!(asked <= 256, "{asked}");
+        }
+    }
+    world.delete("root", "/gone", false).unwrap();
+    world.pass(3_000);
+    assert_eq!(held(&world, &gone), 0);
+    assert!(kept.iter().all(|id| held(&world, id) >= 1));
+    // What was asked for in vain is asked for again in the end.
+    world.pass(700_000);
+    assert!(kept.iter().all(|id| held(&world, id) == 1));
+}
+
+#[test]
 fn a_lost_deletion_order_is_given_again() {
     let mut world = cluster();
     let id = world.write("/f", 2, 1)[0];
