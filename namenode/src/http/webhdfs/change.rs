@@ -1,7 +1,7 @@
 //! Operations that change names and attributes.
 
 use cairn_common::net::http::Answer;
-use cairn_proto::path::{join, normalize, split_last};
+use cairn_proto::path::normalize;
 use cairn_proto::webhdfs;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use serde_json::json;
@@ -83,21 +83,7 @@ impl Call<'_> {
 
     /// Into a directory that is there, else to a name that is not; onto itself is no failure for a file.
     async fn rename_or_not(&self, to: String) -> Result<Answer> {
-        let status: Result<pb::GetStatusResponse> = self.ask(pb::GetStatusRequest { path: to.clone() }).await;
-        let there = match status {
-            Ok(answer) => answer.status,
-            Err(error) if error.code() == ErrorCode::FileNotFound => None,
-            Err(error) => return Err(error),
-        };
-        let target = match &there {
-            Some(status) if status.kind() == pb::FileKind::Directory => match split_last(&self.path) {
-                Some((_, name)) => join(&to, name),
-                None => return Ok(said(false)),
-            },
-            Some(_) if to == self.path => return Ok(said(true)),
-            _ => to,
-        };
-        match self.rename_to(target, pb::RenameMode::NoReplace).await {
+        match self.rename_to(to, pb::RenameMode::IntoDirectory).await {
             Ok(()) => Ok(said(true)),
             Err(error) if is_no(&error) => Ok(said(false)),
             Err(error) => Err(error),
