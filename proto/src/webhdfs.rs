@@ -75,10 +75,14 @@ impl Parameters {
         Ok(Self { pairs })
     }
 
-    /// The value of a parameter (its name in lower case), if there is one.
+    /// The value of a parameter (its name in lower case), if there is one; "null" is none.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let found = self.pairs.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty() && *value != "null")
+        self.raw(name).filter(|value| !value.is_empty() && *value != "null")
+    }
+
+    /// The same for names of files: one may be called "null".
+    pub fn raw(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// A parameter that the operation cannot do without.

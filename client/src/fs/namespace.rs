@@ -169,6 +169,17 @@ impl FileSystem {
         Ok(change!(self, delete, DeleteRequest { path, recursive: false, only_inode: inode })?.existed)
     }
 
+    /// Takes a file back that this client was writing. One that has got another name meanwhile is somebody's: it is closed with what it has.
+    pub(crate) async fn take_back(&self, path: &str, inode: u64) -> Result<()> {
+        if self.delete_inode(path, inode).await? {
+            return Ok(());
+        }
+        match self.release_lease(inode).await {
+            Err(error) if error.code() == ErrorCode::FileNotFound => Ok(()),
+            released => released,
+        }
+    }
+
     /// Sets the low twelve bits of the mode.
     pub async fn set_permission(&self, path: &str, permission: u32) -> Result<()> {
         let path = path_rules::normalize(path)?;

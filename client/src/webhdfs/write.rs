@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::users::Users;
 use super::{Call, stopping};
-use crate::fs::{AppendOptions, CreateOptions, Error, FileSystem, FileWriter, Result};
+use crate::fs::{AppendOptions, CreateOptions, Error, ErrorCode, FileSystem, FileWriter, Result};
 
 /// Of a new file if nothing is said.
 const FILE_MODE: u32 = 0o644;
@@ -59,6 +59,10 @@ impl Upload {
             Plan::Create(options) => fs.create(path, options.clone()).await,
             Plan::Append => fs.append(path, AppendOptions::default()).await,
         };
+        if opened.as_ref().is_err_and(is_ambiguous) {
+            // It may be open under a lease that other uploads of this user would renew.
+            self.users.forget(fs.user());
+        }
         let mut writer = opened.map_err(|error| no_file(error, path))?;
         let inode = writer.inode();
         let taken = tokio::select! { biased;
@@ -74,7 +78,7 @@ impl Upload {
         tracing::info!(%path, %error, "a WebHDFS upload is given up");
         let left = match (writer, &self.plan) {
             (Some(writer), _) => writer.abort().await,
-            (None, Plan::Create(_)) => fs.delete_inode(path, inode).await.map(drop),
+            (None, Plan::Create(_)) => fs.take_back(path, inode).await,
             (None, Plan::Append) => fs.release_lease(inode).await,
         };
         if let Err(left) = left {
@@ -83,6 +87,11 @@ impl Upload {
         }
         Err(error)
     }
+}
+
+/// The namenode may have done it all the same.
+fn is_ambiguous(error: &Error) -> bool {
+    error.is_retryable() || matches!(error.code(), ErrorCode::TimedOut | ErrorCode::Internal)
 }
 
 async fn take(fs: &FileSystem, body: &mut Incoming, writer: &mut FileWriter) -> Result<(), Error> {

@@ -243,7 +243,7 @@ impl FileWriter {
             return self.file.fs.release_lease(self.file.inode).await;
         }
         // The namenode compares and deletes in one step: somebody else's file of that name is safe.
-        self.file.fs.delete_inode(&self.file.path, self.file.inode).await.map(drop)
+        self.file.fs.take_back(&self.file.path, self.file.inode).await
     }
 
     fn check(&self) -> Result<()> {

@@ -119,6 +119,8 @@ pub struct Limits {
     pub frame_bytes: usize,
     /// Bytes of requests under way; at least `frame_bytes`.
     pub request_bytes: usize,
+    /// Bytes of replies that wait to be sent.
+    pub reply_bytes: usize,
     /// A frame that began must be there, and a reply be taken, after this.
     pub stall: Duration,
     /// A connection without calls and frames ends after this. Clients end idle ones by themselves after ten seconds.
@@ -128,9 +130,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            calls: 256,
+            calls: 64,
             frame_bytes: 16 << 20,
             request_bytes: 32 << 20,
+            reply_bytes: 32 << 20,
             stall: Duration::from_secs(60),
             idle: Duration::from_secs(600),
         }

@@ -88,6 +88,7 @@ async fn serve_to_end(mut conn: Conn, protocol: Arc<dyn Protocol>, clock: Clock,
         calls: JoinSet::new(),
         slots: Arc::new(Semaphore::new(limits.calls.max(1))),
         bytes: Arc::new(Semaphore::new(limits.request_bytes.max(limits.frame_bytes).div_ceil(UNIT_BYTES))),
+        unsent: Arc::new(Semaphore::new(limits.reply_bytes.div_ceil(UNIT_BYTES))),
         replies,
     };
     let end = tokio::select! { biased;
@@ -133,14 +134,17 @@ async fn tell(clock: &Clock, end: End, reader: &mut ReadHalf<Conn>, writer: &mut
 async fn write_replies(
     clock: Clock,
     mut writer: WriteHalf<Conn>,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut queue: mpsc::Receiver<Reply>,
     stall: Duration,
 ) -> Option<WriteHalf<Conn>> {
-    while let Some(mut out) = queue.recv().await {
+    while let Some(Reply { bytes: mut out, share }) = queue.recv().await {
+        // Given back when all of it is written.
+        let mut shares = vec![share];
         while out.len() < WRITE_BYTES
             && let Ok(more) = queue.try_recv()
         {
-            out.extend(more);
+            out.extend(more.bytes);
+            shares.push(more.share);
         }
         match clock.timeout(stall, writer.write_all(&out)).await {
             Ok(Ok(())) => {}
@@ -148,6 +152,16 @@ async fn write_replies(
         }
     }
     Some(writer)
+}
+
+/// An encoded reply, and its part of what may wait to be sent.
+struct Reply {
+    bytes: Vec<u8>,
+    share: Option<OwnedSemaphorePermit>,
+}
+
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 async fn read_body(reader: &mut ReadHalf<Conn>, length: usize) -> Result<Bytes, End> {
@@ -171,7 +185,9 @@ struct Session {
     calls: JoinSet<()>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    replies: mpsc::Sender<Vec<u8>>,
+    /// Room for replies that wait to be sent.
+    unsent: Arc<Semaphore>,
+    replies: mpsc::Sender<Reply>,
 }
 
 impl Session {
@@ -223,9 +239,8 @@ impl Session {
             // Very old pings.
             return Ok(None);
         }
-        let units = u32::try_from(length.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
         // However long the calls before take: the client waits, not its connection's end.
-        let share = Arc::clone(&self.bytes).acquire_many_owned(units).await.map_err(|_| End::Quiet)?;
+        let share = Arc::clone(&self.bytes).acquire_many_owned(units(length)).await.map_err(|_| End::Quiet)?;
         let body = self.clock.timeout(stall, read_body(reader, length)).await.unwrap_or(Err(End::Quiet))?;
         Ok(Some((body, share)))
     }
@@ -292,18 +307,26 @@ impl Session {
             peer: self.peer,
             local: self.local,
         };
+        while let Some(ended) = self.calls.try_join_next() {
+            ended.map_err(|_| End::Quiet)?;
+        }
         let (protocol, replies) = (Arc::clone(&self.protocol), self.replies.clone());
+        let (unsent, most) = (Arc::clone(&self.unsent), self.limits.reply_bytes);
         self.calls.spawn(async move {
             let answer = protocol.call(&call, request).await;
             drop(share);
+            let bytes = frame::encode_reply(&head, &answer);
+            // A reply larger than all that may wait waits alone.
+            let Ok(share) = unsent.acquire_many_owned(units(bytes.len().min(most))).await else { return };
             // Fails when the connection is over.
-            let _ = replies.send(frame::encode_reply(&head, &answer)).await;
+            let _ = replies.send(Reply { bytes, share: Some(share) }).await;
             drop(slot);
         });
         Ok(())
     }
 
+    /// A short one.
     async fn reply(&self, bytes: Vec<u8>) -> Result<(), End> {
-        self.replies.send(bytes).await.map_err(|_| End::Quiet)
+        self.replies.send(Reply { bytes, share: None }).await.map_err(|_| End::Quiet)
     }
 }

@@ -103,7 +103,7 @@ impl Call<'_> {
     }
 
     async fn list_page(&self) -> Result<Answer> {
-        let start_after = self.parameters.get("startafter").unwrap_or_default().to_owned();
+        let start_after = self.parameters.raw("startafter").unwrap_or_default().to_owned();
         let mut listing = Listing::new(self, start_after.into());
         let page = listing.next_page().await?;
         let text = format!(
