@@ -1,18 +1,66 @@
-//! What Hadoop clients send to a datanode: operations and packets.
+//! What Hadoop clients send: RPC, and to a datanode operations and packets.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use cairn_common::net::hadoop::frame;
 use cairn_datanode::hadoop::framing::{Framer, SealerPool};
 use cairn_datanode::hadoop::packet::{self, MAX_PACKET_BYTES, PacketHeader, PacketReader};
 use cairn_datanode::hadoop::read_op;
 use cairn_datanode::hadoop::sums::Sums;
 use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader};
-use cairn_proto::hadoop::{OpBlockChecksum, OpReadBlock, OpTransferBlock, OpWriteBlock};
+use cairn_proto::hadoop::{
+    GetFileInfoRequest, IpcConnectionContext, OpBlockChecksum, OpReadBlock, OpTransferBlock, OpWriteBlock,
+    RequestHeader, RpcRequestHeader, RpcSasl, UserInformation,
+};
 use cairn_proto::ids::BlockId;
 use prost::Message;
 
 use super::input::{Input, at_once};
 
 const BLOCK: BlockId = BlockId(1_073_741_825);
+
+/// A frame of RPC: read, or refused with a reply that says why; the call's message is a part of the frame.
+pub fn hadoop_rpc(data: &[u8]) {
+    match frame::decode(Bytes::copy_from_slice(data)) {
+        Ok(frame::Frame::Call { head, request, .. }) => {
+            assert!(head.call_id >= 0 && head.client_id.len() <= frame::MAX_CLIENT_ID_BYTES);
+            assert!(request.len() < data.len());
+        }
+        Ok(frame::Frame::Context { user }) => assert!((1..=255).contains(&user.len())),
+        Ok(_) => {}
+        Err(fatal) => {
+            assert!(!fatal.error.message.is_empty());
+            let reply = frame::encode_fatal(&fatal);
+            assert_eq!(u32::from_be_bytes([reply[0], reply[1], reply[2], reply[3]]) as usize, reply.len() - 4);
+        }
+    }
+}
+
+/// A call, a connection context, a SASL message, a ping.
+pub fn rpc_seeds() -> Vec<Vec<u8>> {
+    let header = |call_id| RpcRequestHeader {
+        rpc_kind: Some(2),
+        rpc_op: Some(0),
+        call_id,
+        client_id: vec![7; 16].into(),
+        retry_count: Some(0),
+    };
+    let method = RequestHeader {
+        method_name: "getFileInfo".into(),
+        protocol_name: "org.apache.hadoop.hdfs.protocol.ClientProtocol".into(),
+        client_protocol_version: 1,
+    };
+    let request = GetFileInfoRequest { src: "/d/f".into() };
+    let info = UserInformation { effective_user: Some("ann".into()), real_user: None };
+    let context = IpcConnectionContext { user_info: Some(info), protocol: Some(method.protocol_name.clone()) };
+    let whole =
+        |call_id: i32, parts: &[Vec<u8>]| [header(call_id).encode_length_delimited_to_vec(), parts.concat()].concat();
+    vec![
+        whole(5, &[method.encode_length_delimited_to_vec(), request.encode_length_delimited_to_vec()]),
+        whole(-3, &[context.encode_length_delimited_to_vec()]),
+        whole(-33, &[RpcSasl { state: 1, ..RpcSasl::default() }.encode_length_delimited_to_vec()]),
+        whole(-4, &[]),
+    ]
+}
 
 /// A stream of packets: whatever arrives, a packet is as long as its header says, packets come the same in any pieces, and of those that fit
 /// their checksums every byte gets into a frame.

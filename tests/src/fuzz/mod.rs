@@ -96,6 +96,7 @@ pub const TARGETS: &[Target] = &[
         memory: 4 * MIB,
         rounds: 1_000,
     },
+    Target { name: "hadoop_rpc", run: hadoop::hadoop_rpc, seeds: hadoop::rpc_seeds, memory: MIB, rounds: 5_000 },
     Target {
         name: "hadoop_packets",
         run: hadoop::hadoop_packets,

@@ -187,7 +187,7 @@ impl Cluster {
                 exclude_nodes: (0..input.byte() % 3).map(|_| pick(input, &NODES)).collect(),
                 block_index: u32::from(input.byte() % 4),
                 local_node: pick(input, &NODES),
-                by_previous: input.byte() % 4 == 0,
+                by_previous: input.byte().is_multiple_of(4),
                 previous: self.block(input),
             }
             .into(),
