@@ -165,7 +165,17 @@ impl Worker {
         self.fill(path, out, content, from).await
     }
 
-    async fn fill(&self, path: &str, mut out: FileWriter, content: Content, mut at: u64) -> Result<()> {
+    async fn fill(&self, path: &str, out: FileWriter, content: Content, at: u64) -> Result<()> {
+        let inode = out.inode();
+        let filled = self.fill_and_close(path, out, content, at).await;
+        if filled.is_err() && self.random.below(2) == 0 {
+            // One that is told that its writer gives up is closed with what was promised; another one stays open.
+            let _ = self.fs.release_lease(inode).await;
+        }
+        filled
+    }
+
+    async fn fill_and_close(&self, path: &str, mut out: FileWriter, content: Content, mut at: u64) -> Result<()> {
         while at < content.length {
             let end = content.length.min(at + 1 + self.random.below(2 * PIECE));
             out.write(&content.bytes(at..end)).await?;

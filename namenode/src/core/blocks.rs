@@ -285,6 +285,11 @@ impl BlockMap {
         }
     }
 
+    /// Blocks with bad replicas. One that is being written is not among them: what its writer left behind goes when it is finished.
+    pub fn corrupt(&self) -> u64 {
+        self.bad.keys().filter(|id| !self.open.contains_key(id)).count() as u64
+    }
+
     /// Whether anything is known of the block on that storage.
     pub fn known_on(&self, id: u64, storage: StorageIndex) -> bool {
         self.get(id).is_some_and(|block| block.replicas.contains(storage))

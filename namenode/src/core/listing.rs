@@ -218,9 +218,9 @@ impl Core {
         let length = block.length();
         let mut storages: Vec<StorageIndex> = match (length, self.blocks.open.get(&id)) {
             (None, Some(open)) if !open.expected.is_empty() => open.expected.clone(),
-            (None, Some(open)) => {
-                open.seen.iter().filter(|seen| seen.generation == block.generation).map(|seen| seen.storage).collect()
-            }
+            // A writer that renewed the generation on its nodes and could not say so any more left newer ones: they hold all that was
+            // acknowledged under the one in force.
+            (None, Some(open)) => open.seen.iter().map(|seen| seen.storage).collect(),
             _ => block.replicas.as_slice().to_vec(),
         };
         storages.retain(|storage| self.nodes.is_live(*storage));
@@ -302,7 +302,7 @@ impl Core {
             remaining: total(live().map(|node| node.remaining)),
             under_replicated: counts.under_replicated,
             missing,
-            corrupt: self.blocks.bad.len() as u64,
+            corrupt: self.blocks.corrupt(),
             pending_replication: self.repair.pending_copies(),
             pending_deletion: self.nodes.nodes.iter().map(|node| node.delete.len() as u64).sum(),
             safemode: self.safemode.is_on(),

@@ -146,6 +146,34 @@ fn a_node_that_joined_counts_and_one_that_was_left_out_does_not() {
     assert_eq!(names(&world.locations("/f")[0]), [joined]);
 }
 
+/// A writer renews the generation on its nodes, and neither it nor the namenode lives to put it in force.
+#[test]
+fn after_a_start_the_nodes_of_a_newer_generation_are_told_to_readers() {
+    let mut world = cluster();
+    let inode = world.create("/f", 2).unwrap().inode;
+    let located = world.add_block(inode, 0, &[]).unwrap();
+    let (block, pipeline) = (located.block.clone().unwrap(), names(&located));
+    let id = block.id as u64;
+    let generation = pb::NewGenerationRequest {
+        inode,
+        client_name: "writer".into(),
+        block: Some(block.clone()),
+        ..Default::default()
+    };
+    let generation = world.call::<pb::NewGenerationResponse>("root", generation).unwrap().generation;
+    let (newer, left_out) = (world.at(&pipeline[0]), world.at(&pipeline[1]));
+    world.hold(newer, id, (generation, 500, pb::ReplicaState::BeingWritten));
+    world.hold(left_out, id, (block.generation - 1, 500, pb::ReplicaState::Recovering));
+    world.restart();
+    for name in &pipeline {
+        world.node_up(name, "/r");
+    }
+    world.step(1);
+    let found = world.locations("/f").remove(0);
+    assert_eq!((names(&found), found.block), (vec![pipeline[0].clone()], Some(block)));
+    assert_eq!(world.cluster().corrupt, 0, "what a writer left behind is not damage");
+}
+
 /// Each changing call of a writer is sent, the namenode restarts before the answer arrives, and it is sent again.
 #[test]
 fn no_call_of_a_writer_is_applied_twice_across_a_restart() {
