@@ -253,6 +253,35 @@ async fn the_death_of_a_node_costs_its_work_not_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_nobody_has_run_for_a_week_are_removed() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let cluster = Jobs::start(1, |_| ()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = async |name: &str| {
+        let local = dir.path().join(name);
+        cairn_common::durable::write_atomic(&cairn_common::durable::SystemFs, &local, name.as_bytes()).unwrap();
+        job::store(&cluster.fs, &local).await.unwrap().path
+    };
+    let now_ms = cluster.fs.env().clock.wall_ms();
+    let last_used = async |path: &str, days: u64| {
+        cluster.fs.set_times(path, Some(now_ms - days * DAY_MS), None).await.unwrap();
+    };
+    let (old, recent, again) = (store("old").await, store("recent").await, store("again").await);
+    last_used(&old, 8).await;
+    last_used(&recent, 6).await;
+    last_used(&again, 8).await;
+    assert_eq!(store("again").await, again, "taken once more");
+    job::sweep(&cluster.fs).await;
+    let left = cluster.fs.list_all("/.cairn/programs").await.unwrap();
+    let mut left: Vec<&str> = left.iter().map(|file| file.path.as_str()).collect();
+    left.sort_unstable();
+    let mut want = [recent.as_str(), again.as_str()];
+    want.sort_unstable();
+    assert_eq!(left, want);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graph_hands_over_through_the_file_system_and_goes_on_where_it_was() {
     let cluster = Jobs::start(2, |_| ()).await;
     cluster.put("/text", b"b a\nc b\n").await;

@@ -107,10 +107,66 @@ fn with_two_replicas_on_six_nodes_nine_of_ten_maps_are_node_local() {
 fn plan_shows_where_tasks_would_run_and_runs_nothing() {
     let cluster = Cluster::small();
     cluster.put("/text", &data::text(5, 3 << 20, 1_000), &["--block-size", "1m"]);
+    cluster.put("/numbers", "b,1\na,2\n".repeat(1_000).as_bytes(), &[]);
+    cluster.put("/gen", &[b'x'; 100 * 50], &[]);
     let text = cluster.cairn(&["job", "plan", "/text"]).ok();
     assert!(text.lines().count() >= 3, "{text}");
-    cluster.json(&["job", "plan", "/text"]);
-    assert_eq!(cluster.json(&["ls", "/"]).as_array().unwrap().len(), 1, "nothing was made");
+    let plan = cluster.json(&["job", "plan", "--reducers", "3", "/text"]);
+    assert_eq!((&plan["maps"], &plan["reducers"]), (&3.into(), &3.into()), "{plan}");
+    let streaming = ["streaming", "--input", "/text", "--output", "/o", "--mapper", "cat", "--file", "/etc/passwd"];
+    let join = ["join", "--separator", ",", "--left", "/numbers", "--right", "/numbers", "/o"];
+    let cases: &[(&[&str], u64, u64)] = &[
+        (&["wordcount", "--reducers", "2", "/text", "/o"], 3, 2),
+        (&["grep", "x", "/text", "/o"], 3, 1),
+        (&["sort", "--reducers", "2", "/text", "/o"], 3, 2),
+        (&streaming, 3, 1),
+        (&join, 2, 1),
+        (&["teragen", "--maps", "4", "1000", "/o"], 4, 0),
+        (&["terasort", "--reducers", "2", "/gen", "/o"], 1, 2),
+        (&["teravalidate", "/gen", "/o"], 1, 1),
+    ];
+    for (job, maps, reduces) in cases {
+        let plan = cluster.json(&[&["job", "plan"], *job].concat());
+        let shape = (&plan["kind"], &plan["maps"], &plan["reducers"]);
+        assert_eq!(shape, (&job[0].into(), &(*maps).into(), &(*reduces).into()), "{plan}");
+        assert!(plan["slots"].as_u64().unwrap() > 0 && plan["memory_limit"] == 256 << 20, "{plan}");
+        let tasks = plan["tasks"].as_array().unwrap();
+        assert_eq!(tasks.len() as u64, maps + reduces, "{plan}");
+        let local = tasks.iter().filter(|task| task["locality"] == "node-local");
+        assert!(local.clone().all(|task| task["replicas"].as_array().unwrap().contains(&task["host"])), "{plan}");
+        assert!(job[0] == "teragen" || local.count() > 0, "{plan}");
+    }
+    cluster.cairn(&["job", "plan", "distcp", "/text", "/o"]).fails_naming(2, &["distcp"]);
+    cluster.cairn(&["job", "plan", "ls"]).fails_naming(2, &["no job"]);
+    cluster.cairn(&["job", "plan", "/nothing"]).fails_naming(1, &["/nothing"]);
+    assert_eq!(cluster.json(&["ls", "/"]).as_array().unwrap().len(), 3, "nothing was made");
+}
+
+#[test]
+fn a_graph_runs_its_stages_in_order_and_goes_on_where_it_was() {
+    let cluster = Cluster::small();
+    cluster.put("/text", b"b a b\nc b a\n", &[]);
+    let file = |text: &str| cluster.local_file("graph.toml", text.as_bytes());
+    let stages = |second: &str| {
+        format!(
+            "id = \"g\"\n[[stage]]\nname = \"sorted\"\njob = [\"sort\", \"-k\", \"2,2nr\", \"-t\", \"\\t\", \"{second}\", \"/sorted\"]\n\
+            [[stage]]\nname = \"words\"\njob = [\"wordcount\", \"/text\", \"/words\"]\ntemporary = true\n"
+        )
+    };
+    let graph = file(&stages("/words/nothing"));
+    cluster.cairn(&["job", "graph", "--check", &graph]).ok();
+    let run = cluster.cairn(&["--json", "job", "graph", &graph]);
+    run.fails_naming(1, &["graph g", "stage sorted", "/words/nothing"]);
+    let report = cluster.json(&["job", "graph", &file(&stages("/words"))]);
+    assert_eq!((&report["state"], &report["stages"][1]["earlier"]), (&"succeeded".into(), &true.into()), "{report}");
+    assert_eq!(cluster.cat("/sorted/part-r-*"), b"b\t3\na\t2\nc\t1\n");
+    cluster.cairn(&["stat", "/words"]).fails(1);
+    let circle = "[[stage]]\nname = \"a\"\njob = [\"grep\", \"x\", \"/b\", \"/a\"]\n\
+        [[stage]]\nname = \"b\"\njob = [\"grep\", \"x\", \"/a\", \"/b\"]\n";
+    cluster.cairn(&["job", "graph", &file(circle)]).fails_naming(1, &["graph.toml", "waits for itself"]);
+    let distcp = "[[stage]]\nname = \"a\"\njob = [\"distcp\", \"/a\", \"/b\"]\n";
+    cluster.cairn(&["job", "graph", &file(distcp)]).fails_naming(1, &["stage \"a\"", "distcp"]);
+    cluster.cairn(&["job", "graph", "/no/such/file"]).fails_naming(1, &["/no/such/file"]);
 }
 
 #[test]

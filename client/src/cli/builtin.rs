@@ -1,4 +1,4 @@
-//! `job streaming|sort|join|teragen|terasort|teravalidate`.
+//! `job wordcount|grep|streaming|sort|join|teragen|terasort|teravalidate`: from arguments to jobs.
 
 use cairn_client::fs::{ErrorCode, FileSystem};
 use cairn_client::job::builtin::{self, JoinKind, JoinOptions, SortOptions, StreamingOptions};
@@ -8,21 +8,72 @@ use cairn_client::mapreduce::tera::validate::counter;
 use serde::Serialize;
 
 use crate::args::{
-    JoinArgs, JoinKindArg, JoinTypeArg, SortArgs, StreamingArgs, TeraOutput, TeragenArgs, TerasortArgs,
-    TeravalidateArgs,
+    JobCommand, JoinArgs, JoinKindArg, JoinTypeArg, SortArgs, StreamingArgs, TeraOutput, TeravalidateArgs,
 };
 use crate::context::Context;
-use crate::job::{common, finish, run, split_paths};
-use crate::output::{Outcome, failure};
+use crate::job::{common, finish, grep_spec, run, split_paths, wordcount_spec};
+use crate::output::{Failure, Outcome, failure};
 use crate::units::{counted, grouped};
 
-async fn run_and_finish(context: &mut Context, fs: &FileSystem, spec: JobSpec) -> Outcome {
-    let report = run(context, fs, spec).await?;
+/// Runs the job of a command that is nothing but a job.
+pub async fn run_command(context: &mut Context, command: &JobCommand) -> Outcome {
+    if let JobCommand::Streaming(_) = command {
+        // What is wrong with it is told without a cluster.
+        outline(command)?.validate()?;
+    }
+    let fs = context.connect().await?;
+    let spec = specify(&fs, command, true).await?;
+    let report = run(context, &fs, spec).await?;
     finish(&mut context.out, report)
 }
 
-/// `job streaming`
-pub async fn streaming(context: &mut Context, args: &StreamingArgs) -> Outcome {
+/// The job of a command as far as it is known without a look at the cluster: what it reads, what it writes, and what holds for every job.
+pub fn outline(command: &JobCommand) -> Outcome<JobSpec> {
+    Ok(match command {
+        JobCommand::Wordcount(args) => wordcount_spec(args),
+        JobCommand::Grep(args) => grep_spec(args),
+        JobCommand::Streaming(args) => streaming(args)?,
+        JobCommand::Sort(args) => {
+            let (inputs, output) = split_paths(&args.paths);
+            common(JobSpec::new("sort", inputs, output), &args.job)
+        }
+        JobCommand::Join(args) => {
+            let inputs = args.left.iter().chain(&args.right).cloned().collect();
+            common(JobSpec::new("join", inputs, &args.output), &args.job)
+        }
+        JobCommand::Teragen(args) => {
+            let base = tera(JobSpec::new("teragen", Vec::new(), &args.path), &args.output);
+            builtin::teragen(base, args.records, args.maps.unwrap_or(0))
+        }
+        JobCommand::Terasort(args) => {
+            let (inputs, output) = split_paths(&args.paths);
+            common(JobSpec::new("terasort", inputs, output), &args.job)
+        }
+        JobCommand::Teravalidate(args) => teravalidation(args),
+        JobCommand::Distcp(_) => {
+            let text = "distcp decides what to copy when it runs, and leaves no job behind: it can be neither planned nor a stage";
+            return Err(Failure::Usage(text.into()));
+        }
+        _ => return Err(Failure::Usage("that is no job".into())),
+    })
+}
+
+/// The whole job of a command; its input is looked at as far as the job needs it. Files that it brings along are stored if `ship`.
+pub async fn specify(fs: &FileSystem, command: &JobCommand, ship: bool) -> Outcome<JobSpec> {
+    let base = outline(command)?;
+    Ok(match command {
+        JobCommand::Streaming(args) if ship => builtin::ship(fs, base, &args.file).await?,
+        JobCommand::Sort(args) => builtin::sort(fs, base, &sort_options(args)).await?,
+        JobCommand::Join(args) => {
+            let base = JobSpec { inputs: Vec::new(), ..base };
+            builtin::join(fs, base, &join_options(args)).await?
+        }
+        JobCommand::Terasort(_) => builtin::terasort(fs, base).await?,
+        _ => base,
+    })
+}
+
+fn streaming(args: &StreamingArgs) -> Outcome<JobSpec> {
     let base = common(JobSpec::new("streaming", args.input.clone(), &args.output), &args.job);
     let options = StreamingOptions {
         mapper: args.mapper.clone(),
@@ -31,34 +82,22 @@ pub async fn streaming(context: &mut Context, args: &StreamingArgs) -> Outcome {
         partitioner: args.partitioner.clone(),
         properties: args.define.clone(),
     };
-    let spec = builtin::streaming(base, &options)?;
-    spec.validate()?;
-    let fs = context.connect().await?;
-    let spec = builtin::ship(&fs, spec, &args.file).await?;
-    run_and_finish(context, &fs, spec).await
+    Ok(builtin::streaming(base, &options)?)
 }
 
-/// `job sort`
-pub async fn sort(context: &mut Context, args: &SortArgs) -> Outcome {
-    let (inputs, output) = split_paths(&args.paths);
-    let base = common(JobSpec::new("sort", inputs, output), &args.job);
-    let options = SortOptions {
+fn sort_options(args: &SortArgs) -> SortOptions {
+    SortOptions {
         keys: args.key.clone(),
         separator: args.separator.clone(),
         numeric: args.numeric,
         reverse: args.reverse,
         unique: args.unique,
         parts_only: !args.total_order,
-    };
-    let fs = context.connect().await?;
-    let spec = builtin::sort(&fs, base, &options).await?;
-    run_and_finish(context, &fs, spec).await
+    }
 }
 
-/// `job join`
-pub async fn join(context: &mut Context, args: &JoinArgs) -> Outcome {
-    let base = common(JobSpec::new("join", Vec::new(), &args.output), &args.job);
-    let options = JoinOptions {
+fn join_options(args: &JoinArgs) -> JoinOptions {
+    JoinOptions {
         kind: match args.kind {
             JoinKindArg::Reduce => JoinKind::Reduce,
             JoinKindArg::Map => JoinKind::Map,
@@ -77,10 +116,7 @@ pub async fn join(context: &mut Context, args: &JoinArgs) -> Outcome {
         left_key: args.left_key,
         right_key: args.right_key,
         separator: args.separator.clone(),
-    };
-    let fs = context.connect().await?;
-    let spec = builtin::join(&fs, base, &options).await?;
-    run_and_finish(context, &fs, spec).await
+    }
 }
 
 fn tera(mut spec: JobSpec, output: &TeraOutput) -> JobSpec {
@@ -91,21 +127,9 @@ fn tera(mut spec: JobSpec, output: &TeraOutput) -> JobSpec {
     spec
 }
 
-/// `job teragen`
-pub async fn teragen(context: &mut Context, args: &TeragenArgs) -> Outcome {
-    let base = tera(JobSpec::new("teragen", Vec::new(), &args.path), &args.output);
-    let spec = builtin::teragen(base, args.records, args.maps.unwrap_or(0));
-    let fs = context.connect().await?;
-    run_and_finish(context, &fs, spec).await
-}
-
-/// `job terasort`
-pub async fn terasort(context: &mut Context, args: &TerasortArgs) -> Outcome {
-    let (inputs, output) = split_paths(&args.paths);
-    let base = common(JobSpec::new("terasort", inputs, output), &args.job);
-    let fs = context.connect().await?;
-    let spec = builtin::terasort(&fs, base).await?;
-    run_and_finish(context, &fs, spec).await
+fn teravalidation(args: &TeravalidateArgs) -> JobSpec {
+    let base = tera(JobSpec::new("teravalidate", vec![args.input.clone()], &args.path), &args.output);
+    builtin::teravalidate(base)
 }
 
 /// What `--json` adds to the report of a teravalidate.
@@ -127,9 +151,8 @@ struct Validation {
 
 /// `job teravalidate`: fails if the records are not in order.
 pub async fn teravalidate(context: &mut Context, args: &TeravalidateArgs) -> Outcome {
-    let base = tera(JobSpec::new("teravalidate", vec![args.input.clone()], &args.path), &args.output);
     let fs = context.connect().await?;
-    let report = run(context, &fs, builtin::teravalidate(base)).await?;
+    let report = run(context, &fs, teravalidation(args)).await?;
     if report.state != JobState::Succeeded {
         return finish(&mut context.out, report);
     }

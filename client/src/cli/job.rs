@@ -16,28 +16,30 @@ use crate::builtin;
 use crate::context::Context;
 use crate::demo::align_right;
 use crate::distcp;
+use crate::graph;
 use crate::jobs;
 use crate::output::{Columns, Failure, Out, Outcome};
 use crate::progress::Progress;
 use crate::units::{counted, grouped, human_millis, human_size};
 
 /// How long a job that was told to stop may take to clean up.
-const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+pub const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// `job`
 pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
     // Boxed, as in `dispatch`.
     let work: Pin<Box<dyn Future<Output = Outcome> + '_>> = match command {
-        JobCommand::Wordcount(args) => Box::pin(run_spec(context, wordcount_spec(args))),
-        JobCommand::Grep(args) => Box::pin(run_spec(context, grep_spec(args))),
-        JobCommand::Streaming(args) => Box::pin(builtin::streaming(context, args)),
-        JobCommand::Sort(args) => Box::pin(builtin::sort(context, args)),
-        JobCommand::Join(args) => Box::pin(builtin::join(context, args)),
-        JobCommand::Teragen(args) => Box::pin(builtin::teragen(context, args)),
-        JobCommand::Terasort(args) => Box::pin(builtin::terasort(context, args)),
+        JobCommand::Wordcount(_)
+        | JobCommand::Grep(_)
+        | JobCommand::Streaming(_)
+        | JobCommand::Sort(_)
+        | JobCommand::Join(_)
+        | JobCommand::Teragen(_)
+        | JobCommand::Terasort(_) => Box::pin(builtin::run_command(context, command)),
         JobCommand::Teravalidate(args) => Box::pin(builtin::teravalidate(context, args)),
         JobCommand::Distcp(args) => Box::pin(distcp::distcp(context, args)),
         JobCommand::Plan(args) => Box::pin(plan(context, args)),
+        JobCommand::Graph(args) => Box::pin(graph::graph(context, args)),
         JobCommand::Run(args) => Box::pin(jobs::run(context, args)),
         JobCommand::Ls(args) => Box::pin(jobs::ls(context, args)),
         JobCommand::Status(args) => Box::pin(jobs::status(context, args)),
@@ -46,12 +48,6 @@ pub async fn job(context: &mut Context, command: &JobCommand) -> Outcome {
         JobCommand::Resume(args) => Box::pin(jobs::resume(context, args)),
     };
     work.await
-}
-
-async fn run_spec(context: &mut Context, spec: JobSpec) -> Outcome {
-    let fs = context.connect().await?;
-    let report = run(context, &fs, spec).await?;
-    finish(&mut context.out, report)
 }
 
 pub fn common(mut spec: JobSpec, args: &JobArgs) -> JobSpec {
@@ -81,12 +77,12 @@ pub fn split_paths(paths: &[String]) -> (Vec<String>, &str) {
     }
 }
 
-fn wordcount_spec(args: &WordcountArgs) -> JobSpec {
+pub fn wordcount_spec(args: &WordcountArgs) -> JobSpec {
     let (inputs, output) = split_paths(&args.paths);
     common(JobSpec::wordcount(inputs, output, !args.no_combiner), &args.job)
 }
 
-fn grep_spec(args: &GrepArgs) -> JobSpec {
+pub fn grep_spec(args: &GrepArgs) -> JobSpec {
     let (inputs, output) = split_paths(&args.paths);
     let spec = JobSpec::grep(inputs, output, &args.pattern, !args.lines);
     common(spec.with(property::IGNORE_CASE, &args.ignore_case.to_string()), &args.job)
@@ -264,10 +260,21 @@ pub fn show_counters(out: &mut Out, report: &JobReport) -> Outcome {
     columns.print(out)
 }
 
-/// The program does not matter to a plan: splits and nodes decide.
+/// A job command is planned as it is; paths alone are what any job would read.
+fn planned(words: &[String]) -> Outcome<JobCommand> {
+    let is_job = words.first().is_some_and(|word| !word.starts_with(['/', '-']));
+    if is_job {
+        return jobs::parse(words);
+    }
+    let line = [&["wordcount".to_owned()], words, &["/planned".to_owned()]].concat();
+    jobs::parse(&line)
+}
+
 async fn plan(context: &mut Context, args: &PlanArgs) -> Outcome {
+    let command = planned(&args.command)?;
+    builtin::outline(&command)?;
     let fs = context.connect().await?;
-    let spec = common(JobSpec::wordcount(args.paths.clone(), "/", true), &args.job);
+    let spec = builtin::specify(&fs, &command, false).await?;
     let plan = job::plan(&fs, &spec).await?;
     let out = &mut context.out;
     if out.json {
@@ -275,15 +282,23 @@ async fn plan(context: &mut Context, args: &PlanArgs) -> Outcome {
     }
     let [node, rack, remote] = plan.localities;
     out.line(format!(
-        "{} of input, {}, {}; maps: {node} node-local, {rack} rack-local, {remote} remote",
+        "{}: {} of input, {}, {}; maps: {node} node-local, {rack} rack-local, {remote} remote",
+        plan.kind,
         human_size(plan.bytes),
         counted(plan.maps.into(), "map"),
         counted(plan.reducers.into(), "reduce"),
+    ))?;
+    out.line(format!(
+        "{} on {}; {} of memory a task",
+        counted(plan.slots, "slot"),
+        counted(plan.nodes.into(), "node"),
+        human_size(plan.memory_limit)
     ))?;
     let mut columns = Columns::new(&[0]);
     columns.row(["wave", "task", "node", "rack", "input", "why"].map(str::to_owned).into());
     for task in &plan.tasks {
         let input = match &task.path {
+            Some(path) if path.is_empty() => format!("records {} to {}", task.offset, task.offset + task.length),
             Some(path) => format!("{path} [{}, {})", task.offset, task.offset + task.length),
             None => "all maps".into(),
         };

@@ -16,16 +16,12 @@ const SLOWEST: usize = 3;
 
 /// `job run`
 pub async fn run(context: &mut Context, args: &RunArgs) -> Outcome {
-    let line = ["cairn", "job"].into_iter().chain(args.command.iter().map(String::as_str));
-    let inner =
-        Cli::try_parse_from(line).map_err(|error| Failure::Usage(crate::usage_line(&error.render().to_string())))?;
-    let Command::Job(command) = inner.command else {
-        return Err(Failure::Usage("job run needs a job command".into()));
-    };
+    let command = parse(&args.command)?;
     let manages = matches!(
         command,
         JobCommand::Run(_)
             | JobCommand::Plan(_)
+            | JobCommand::Graph(_)
             | JobCommand::Ls(_)
             | JobCommand::Status(_)
             | JobCommand::Logs(_)
@@ -41,6 +37,17 @@ pub async fn run(context: &mut Context, args: &RunArgs) -> Outcome {
     }
     context.detach = args.detach;
     Box::pin(crate::job::job(context, &command)).await
+}
+
+/// The command that these words are behind `cairn job`.
+pub fn parse(words: &[String]) -> Outcome<JobCommand> {
+    let line = ["cairn", "job"].into_iter().chain(words.iter().map(String::as_str));
+    let inner =
+        Cli::try_parse_from(line).map_err(|error| Failure::Usage(crate::usage_line(&error.render().to_string())))?;
+    match inner.command {
+        Command::Job(command) => Ok(command),
+        _ => Err(Failure::Usage("a job command is needed".into())),
+    }
 }
 
 /// Leaves a job to a node of the cluster; what is returned ends the program, with success.

@@ -25,6 +25,7 @@ mod demo;
 mod distcp;
 mod fsck;
 mod get;
+mod graph;
 mod health;
 mod job;
 mod jobs;

@@ -107,8 +107,25 @@ impl JobGraph {
         &self,
         fs: &FileSystem,
         id: &str,
-        mut observe: impl FnMut(&str) -> JobObserver,
+        observe: impl FnMut(&str) -> JobObserver,
     ) -> Result<GraphReport> {
+        self.run_with(fs, id, observe, async |_: &str, spec| Ok(spec)).await
+    }
+
+    /// Can it be run? Fails if a stage's name or output is not its own, if it comes after one that there is not, or after itself.
+    pub fn check(&self) -> Result<()> {
+        Order::of(&self.stages).map(drop)
+    }
+
+    /// [`Self::run`], where `refine` makes a stage's whole job of its specification when all that it reads is there: samples can be taken only then.
+    pub async fn run_with(
+        &self,
+        fs: &FileSystem,
+        id: &str,
+        mut observe: impl FnMut(&str) -> JobObserver,
+        refine: impl AsyncFn(&str, JobSpec) -> Result<JobSpec>,
+    ) -> Result<GraphReport> {
+        let refine = &refine;
         check_id(id)?;
         let order = Order::of(&self.stages)?;
         let started_ms = fs.env().clock.mono_ms();
@@ -119,7 +136,7 @@ impl JobGraph {
             for at in standing.ready() {
                 let stage = &self.stages[at];
                 let observer = observe(&stage.name);
-                running.push(async move { (at, run_stage(fs, id, at, stage, observer).await) });
+                running.push(async move { (at, run_stage(fs, id, at, stage, observer, refine).await) });
             }
             let Some((at, report)) = running.next().await else { break };
             let succeeded = report.report.as_ref().is_some_and(|report| report.state == JobState::Succeeded);
@@ -158,7 +175,14 @@ impl JobGraph {
 }
 
 /// Runs one stage, or finds that it has been run.
-async fn run_stage(fs: &FileSystem, graph: &str, at: usize, stage: &GraphStage, observer: JobObserver) -> StageReport {
+async fn run_stage(
+    fs: &FileSystem,
+    graph: &str,
+    at: usize,
+    stage: &GraphStage,
+    observer: JobObserver,
+    refine: &impl AsyncFn(&str, JobSpec) -> Result<JobSpec>,
+) -> StageReport {
     let ended = |report, earlier| StageReport { name: stage.name.clone(), report: Some(report), earlier, why: None };
     let failed = |error: Error| StageReport {
         name: stage.name.clone(),
@@ -179,7 +203,10 @@ async fn run_stage(fs: &FileSystem, graph: &str, at: usize, stage: &GraphStage, 
         }
         let report = match fs.exists(&folder(&job_id)).await {
             Ok(true) => resume(fs, &job_id, false, observer).await,
-            Ok(false) => run(fs, JobSpec { id: Some(job_id), ..stage.spec.clone() }, observer).await,
+            Ok(false) => match refine(&stage.name, stage.spec.clone()).await {
+                Ok(spec) => run(fs, JobSpec { id: Some(job_id), ..spec }, observer).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         return report.map_or_else(failed, |report| ended(report, false));

@@ -9,6 +9,7 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::contact;
@@ -16,6 +17,7 @@ use super::control;
 use super::driver::{BEAT_MS, Ended};
 use super::journal::{self, HISTORY, JOBS, Journal};
 use super::report::{JobReport, JobState};
+use super::ship;
 use super::submit::{About, write_json};
 use crate::fs::{FileStatus, FileSystem, RenameMode};
 
@@ -279,6 +281,22 @@ pub async fn sweep(fs: &FileSystem) {
     if let Err(error) = thin_out(fs).await {
         tracing::debug!(%error, "the history of jobs could not be thinned out");
     }
+    if let Err(error) = ship::sweep(fs, async || shipped_in_use(fs).await).await {
+        tracing::debug!(%error, "programs that are not used any more could not be removed");
+    }
+}
+
+/// Files that jobs of this user have that are not over.
+async fn shipped_in_use(fs: &FileSystem) -> Result<BTreeSet<String>> {
+    let mut paths = BTreeSet::new();
+    for entry in entries_of(fs, JOBS).await?.iter().filter(|entry| entry.owner == fs.user()) {
+        if let Some((written, _)) = journal::read(fs, &entry.path).await? {
+            let job = written.job();
+            paths.extend(job.executable.into_iter().map(|executable| executable.path));
+            paths.extend(job.cache_files.into_iter().map(|file| file.path));
+        }
+    }
+    Ok(paths)
 }
 
 async fn end_abandoned(fs: &FileSystem) -> Result<()> {

@@ -1,5 +1,7 @@
 //! What a job would do: its splits, its nodes, and which task would run where and why.
 
+use std::collections::BTreeMap;
+
 use cairn_proto::{Error, ErrorCode, Result};
 use serde::Serialize;
 
@@ -67,12 +69,14 @@ pub struct PlannedTask {
     pub kind: &'static str,
     /// Number among its kind.
     pub index: u32,
-    /// A map's file.
+    /// A map's file; empty if its records are generated.
     pub path: Option<String>,
-    /// Where its part starts.
+    /// Where its part starts; the number of its first record if they are generated.
     pub offset: u64,
-    /// Bytes of its part.
+    /// Bytes of its part; its records if they are generated.
     pub length: u64,
+    /// Names of the nodes that hold a map's part, or most of it.
+    pub replicas: Vec<String>,
     /// Id of the node.
     pub node: String,
     /// Name of the node.
@@ -90,6 +94,14 @@ pub struct PlannedTask {
 /// What a job would do now, if it had the cluster for itself.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct JobPlan {
+    /// Which program.
+    pub kind: String,
+    /// Nodes that run tasks.
+    pub nodes: u32,
+    /// Tasks that they run at once.
+    pub slots: u64,
+    /// Bytes that a task may use.
+    pub memory_limit: u64,
     /// Bytes of input.
     pub bytes: u64,
     /// Number of maps.
@@ -106,15 +118,26 @@ pub struct JobPlan {
 pub async fn plan(fs: &FileSystem, spec: &JobSpec) -> Result<JobPlan> {
     spec.validate()?;
     let prepared = prepare(fs, spec).await?;
-    Ok(simulate(prepared))
+    Ok(simulate(&spec.kind, spec.memory_limit, prepared))
 }
 
 /// Runs the scheduler in waves of equally long tasks.
-fn simulate(prepared: Prepared) -> JobPlan {
+fn simulate(kind: &str, memory_limit: u64, prepared: Prepared) -> JobPlan {
     let Prepared { splits, nodes, reducers, .. } = prepared;
     let bytes = splits.iter().map(|planned| planned.split.length).sum();
     let maps = splits.len() as u32;
-    let mut plan = JobPlan { bytes, maps, reducers, localities: [0; 3], tasks: Vec::new() };
+    let hosts: BTreeMap<String, String> = nodes.iter().map(|node| (node.id.clone(), node.host.clone())).collect();
+    let mut plan = JobPlan {
+        kind: kind.to_owned(),
+        nodes: nodes.len() as u32,
+        slots: nodes.iter().map(|node| u64::from(node.slots)).sum(),
+        memory_limit,
+        bytes,
+        maps,
+        reducers,
+        localities: [0; 3],
+        tasks: Vec::new(),
+    };
     let mut scheduler = Scheduler::new(Rules::new("plan", reducers), splits.clone(), nodes);
     let (mut now_ms, mut wave) = (0, 0);
     loop {
@@ -133,13 +156,19 @@ fn simulate(prepared: Prepared) -> JobPlan {
             if let Some(locality) = one.locality {
                 plan.localities[locality as usize] += 1;
             }
+            let of = |planned: &PlannedSplit| {
+                // One that runs no tasks has no name here.
+                planned.nodes.iter().map(|id| hosts.get(id).unwrap_or(id).clone()).collect()
+            };
+            let replicas: Vec<String> = planned.map(of).unwrap_or_default();
             plan.tasks.push(PlannedTask {
                 kind: if one.locality.is_some() { "map" } else { "reduce" },
                 index: one.task.index,
                 path: planned.map(|planned| planned.split.path.clone()),
-                offset: planned.map_or(0, |planned| planned.split.offset),
-                length: planned.map_or(0, |planned| planned.split.length),
-                why: why(one.locality, planned, &node),
+                offset: planned.map_or(0, |planned| planned.split.offset.max(planned.split.first_record)),
+                length: planned.map_or(0, |planned| planned.split.length.max(planned.split.records)),
+                why: why(one.locality, planned, &node, &replicas),
+                replicas,
                 node: node.id,
                 host: node.host,
                 rack: node.rack,
@@ -156,18 +185,20 @@ fn simulate(prepared: Prepared) -> JobPlan {
     plan
 }
 
-fn why(locality: Option<Locality>, planned: Option<&PlannedSplit>, node: &NodeInfo) -> String {
-    let replicas = planned.map_or(0, |planned| planned.nodes.len());
+fn why(locality: Option<Locality>, planned: Option<&PlannedSplit>, node: &NodeInfo, replicas: &[String]) -> String {
+    let holders = replicas.join(", ");
     match locality {
-        Some(Locality::Node) => format!("holds one of the block's {replicas} replicas and has a free slot"),
+        Some(Locality::Node) => {
+            format!("holds one of the block's {} replicas ({holders}) and has a free slot", replicas.len())
+        }
         Some(Locality::Rack) => {
-            format!("the nodes with the block are busy; {} is in the rack {} of a replica", node.host, node.rack)
+            format!("{holders} with the block are busy; {} is in the rack {} of a replica", node.host, node.rack)
         }
         Some(Locality::Remote) if planned.is_some_and(|planned| planned.split.path.is_empty()) => {
             "a free slot; it reads no file".into()
         }
-        Some(Locality::Remote) if replicas == 0 => "no node holds the block now; a free slot".into(),
-        Some(Locality::Remote) => "the nodes and racks with the block are busy; a free slot".into(),
+        Some(Locality::Remote) if replicas.is_empty() => "no node holds the block now; a free slot".into(),
+        Some(Locality::Remote) => format!("{holders} with the block and their racks are busy; a free slot"),
         None => "a free slot; reduces are spread evenly".into(),
     }
 }
@@ -197,7 +228,10 @@ mod tests {
             reducers: 3,
             cluster_id: String::new(),
         };
-        let plan = simulate(prepared);
+        let plan = simulate("wordcount", 1 << 20, prepared);
+        assert_eq!((plan.nodes, plan.slots), (6, 12));
+        let local = plan.tasks.iter().filter(|task| task.locality == Some(Locality::Node));
+        assert!(local.clone().all(|task| task.replicas.contains(&task.host) && task.why.contains(&task.host)));
         assert_eq!(plan.tasks.len(), 53);
         assert_eq!(plan.localities.iter().sum::<u32>(), 50);
         assert!(plan.localities[0] >= 45, "{:?}", plan.localities);

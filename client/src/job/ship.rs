@@ -3,9 +3,13 @@
 //! # Consistency
 //! A file appears in [`PROGRAMS`] complete, by a rename, and is never changed: its name is the SHA-256 of its content, and whoever uses it checks that.
 //!
-//! # What leaks
-//! Files stay when their jobs are over, so that the next run need not store them again. Nobody removes them yet.
+//! # When it goes
+//! Files stay when their jobs are over, so that the next run need not store them again. Their time of change is when they were last taken for a job, to
+//! a day; a week later their owner's next look at jobs removes them ([`sweep`]), unless a job of the owner's that is not over has them. Who finds
+//! a file of somebody else that has not been taken for half of that time stores one of his own beside it: so it cannot go
+//! away under a job that was submitted less than three days ago.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -17,6 +21,10 @@ use sha2::{Digest, Sha256};
 use crate::fs::{CreateOptions, FileSystem, RenameMode};
 
 const PIECE_BYTES: usize = 1 << 20;
+/// A file that no job has been submitted with for so long is removed.
+const KEEP_MS: u64 = 7 * 24 * 3_600_000;
+/// The time of the last use is written down once in so long.
+const USED_AGAIN_MS: u64 = 24 * 3_600_000;
 /// What `GLIBC_2.36` starts with in the symbol versions of an executable.
 const GLIBC_MARK: &[u8] = b"GLIBC_2.";
 
@@ -129,10 +137,15 @@ pub fn target() -> String {
 pub async fn store(fs: &FileSystem, local: &Path) -> Result<Shipped> {
     let hashed = local.to_owned();
     let (sha256, length) = fs.env().work.cpu(move || hash_file(&hashed)).await?;
-    let path = join(PROGRAMS, &sha256);
-    let shipped = Shipped { path, sha256, length };
-    if fs.find(&shipped.path).await?.is_some_and(|there| !there.open && there.length == length) {
+    let mut shipped = Shipped { path: join(PROGRAMS, &sha256), sha256, length };
+    if is_there(fs, &shipped).await? {
         return Ok(shipped);
+    }
+    if fs.find(&shipped.path).await?.is_some_and(|there| there.owner != fs.user()) {
+        shipped.path = format!("{}-{}", shipped.path, fs.user());
+        if is_there(fs, &shipped).await? {
+            return Ok(shipped);
+        }
     }
     fs.mkdirs(PROGRAMS, 0o1777).await?;
     let aside = format!("{}.{:016x}", shipped.path, fs.env().entropy.next_u64());
@@ -150,6 +163,46 @@ pub async fn store(fs: &FileSystem, local: &Path) -> Result<Shipped> {
             if error.code() == ErrorCode::FileAlreadyExists { Ok(shipped) } else { Err(error) }
         }
     }
+}
+
+/// Can a job be given the file? Then its time of use is now.
+async fn is_there(fs: &FileSystem, shipped: &Shipped) -> Result<bool> {
+    let Some(there) = fs.find(&shipped.path).await? else { return Ok(false) };
+    if there.open || there.length != shipped.length {
+        return Ok(false);
+    }
+    let now_ms = fs.env().clock.wall_ms();
+    let unused_ms = now_ms.saturating_sub(there.modified_ms);
+    if there.owner != fs.user() {
+        return Ok(unused_ms < KEEP_MS / 2);
+    }
+    if unused_ms >= USED_AGAIN_MS {
+        match fs.set_times(&shipped.path, Some(now_ms), None).await {
+            // It was removed at this moment.
+            Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(false),
+            set => set?,
+        }
+    }
+    Ok(true)
+}
+
+/// Removes this user's files that have not been used for long; `in_use` tells which paths jobs that are not over have, and is asked only if there are
+/// such files.
+pub(super) async fn sweep(fs: &FileSystem, in_use: impl AsyncFnOnce() -> Result<BTreeSet<String>>) -> Result<()> {
+    let now_ms = fs.env().clock.wall_ms();
+    let mut old = match fs.list_all(PROGRAMS).await {
+        Err(error) if error.code() == ErrorCode::FileNotFound => return Ok(()),
+        listed => listed?,
+    };
+    old.retain(|file| file.owner == fs.user() && file.modified_ms.saturating_add(KEEP_MS) < now_ms);
+    if old.is_empty() {
+        return Ok(());
+    }
+    let in_use = in_use().await?;
+    for file in old.iter().filter(|file| !in_use.contains(&file.path)) {
+        fs.delete(&file.path, false).await?;
+    }
+    Ok(())
 }
 
 async fn upload(fs: &FileSystem, local: &Path, to: &str, length: u64) -> Result<()> {

@@ -6,7 +6,7 @@ use cairn_proto::Result;
 
 use super::run::RunReader;
 use super::sort::Entry;
-use super::{Combiner, Grouping, decode_count};
+use super::{Combiner, Grouping, compare_keys, decode_count};
 
 /// Merges runs; equal keys come in the order of their runs.
 ///
@@ -69,8 +69,7 @@ impl Merger {
         if x.done || y.done {
             return !x.done;
         }
-        let order = x.reader.prefix().cmp(&y.reader.prefix()).then_with(|| x.reader.key().cmp(y.reader.key()));
-        match order {
+        match compare_keys((x.reader.prefix(), x.reader.key()), (y.reader.prefix(), y.reader.key())) {
             Ordering::Less => true,
             Ordering::Greater => false,
             Ordering::Equal => a < b,

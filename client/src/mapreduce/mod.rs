@@ -295,9 +295,39 @@ pub(crate) fn key_prefix(key: &[u8]) -> u64 {
     u64::from_be_bytes(head)
 }
 
+/// Compares keys whose first bytes are known as numbers ([`key_prefix`]). Keys of up to eight bytes, as most words have, are not looked at again: where
+/// the numbers are equal, the shorter one is the beginning of the longer.
+#[inline]
+pub(crate) fn compare_keys(a: (u64, &[u8]), b: (u64, &[u8])) -> std::cmp::Ordering {
+    a.0.cmp(&b.0).then_with(|| if a.1.len() <= 8 && b.1.len() <= 8 { a.1.len().cmp(&b.1.len()) } else { a.1.cmp(b.1) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_compare_as_their_bytes_do() {
+        let keys: [&[u8]; 12] = [
+            b"",
+            b"\0",
+            b"\0\0",
+            b"a",
+            b"a\0",
+            b"aaaaaaa",
+            b"aaaaaaaa",
+            b"aaaaaaa\0",
+            b"aaaaaaaa\0",
+            b"aaaaaaaab",
+            b"b",
+            b"\xff",
+        ];
+        for a in keys {
+            for b in keys {
+                assert_eq!(compare_keys((key_prefix(a), a), (key_prefix(b), b)), a.cmp(b), "{a:?} {b:?}");
+            }
+        }
+    }
 
     #[test]
     fn counts_come_back() {

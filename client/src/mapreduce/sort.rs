@@ -4,7 +4,7 @@ use cairn_proto::Result;
 
 use super::merge::Values;
 use super::run::{RunWriter, check_record};
-use super::{Combiner, Partitioner, key_prefix};
+use super::{Combiner, Partitioner, compare_keys, key_prefix};
 
 /// Where a record lies in the arena: key, then value.
 #[derive(Clone, Copy)]
@@ -58,8 +58,8 @@ impl SortBuffer {
     pub fn write(&mut self, mut combiner: Option<&mut (dyn Combiner + '_)>, out: &mut RunWriter) -> Result<u64> {
         let arena = &self.arena;
         self.entries.sort_unstable_by(|a, b| {
-            let order = (a.partition, a.prefix).cmp(&(b.partition, b.prefix));
-            order.then_with(|| a.key(arena).cmp(b.key(arena))).then(a.start.cmp(&b.start))
+            let keys = || compare_keys((a.prefix, a.key(arena)), (b.prefix, b.key(arena)));
+            a.partition.cmp(&b.partition).then_with(keys).then(a.start.cmp(&b.start))
         });
         let mut written = 0;
         let mut rest = &self.entries[..];

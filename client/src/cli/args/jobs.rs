@@ -29,6 +29,8 @@ pub enum JobCommand {
     Distcp(DistcpArgs),
     /// Show which task would run where, and run nothing
     Plan(PlanArgs),
+    /// Run jobs that feed each other, from a file that describes them
+    Graph(GraphArgs),
     /// Run a job command, if asked on a node of the cluster: `cairn job run --detach -- wordcount /in /out`
     Run(RunArgs),
     /// List jobs: those that are not over, then the newest that are
@@ -120,12 +122,40 @@ pub struct GrepArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(override_usage = "cairn job plan JOB [OPTIONS] ARGUMENTS...\n       cairn job plan [OPTIONS] INPUT...")]
 pub struct PlanArgs {
-    #[command(flatten)]
-    pub job: JobArgs,
-    /// Files, directories or globs
-    #[arg(required = true, value_name = "INPUT", value_parser = cluster_path)]
-    pub paths: Vec<String>,
+    /// A job command with its options, as behind `cairn job`; or inputs, with the options of every job
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "JOB")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+A stage is a job command; it comes after those whose output it reads, and after those that it names:
+
+    id = \"nightly\"
+
+    [[stage]]
+    name = \"words\"
+    job = [\"wordcount\", \"/books\", \"/words\"]
+    temporary = true           # its output goes when all who read it are done
+
+    [[stage]]
+    name = \"sorted\"
+    job = [\"sort\", \"-k\", \"2,2nr\", \"/words\", \"/sorted\"]
+    after = []                 # stages that must be done before, beside those whose output it reads
+
+Run again under the same id it goes on where it was: stages that succeeded are left alone. docs/jobs.md says more.")]
+pub struct GraphArgs {
+    /// Name of this run, 1 to 40 letters, digits, '-', '_' [default: the file's `id`]
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
+    /// Check the file, and run nothing
+    #[arg(long)]
+    pub check: bool,
+    /// A local file, TOML or (if its name ends in .json) JSON
+    #[arg(value_name = "FILE")]
+    pub file: String,
 }
 
 #[derive(Args, Clone, Debug)]
