@@ -106,7 +106,7 @@ fn with_two_replicas_on_six_nodes_nine_of_ten_maps_are_node_local() {
 #[test]
 fn plan_shows_where_tasks_would_run_and_runs_nothing() {
     let cluster = Cluster::small();
-    cluster.put("/text", &data::text(5, 3 << 20, 1_000), &["--block-size", "1m"]);
+    cluster.put("/text", &data::text(5, 3 << 20, 1_000)[..3 << 20], &["--block-size", "1m"]);
     cluster.put("/numbers", "b,1\na,2\n".repeat(1_000).as_bytes(), &[]);
     cluster.put("/gen", &[b'x'; 100 * 50], &[]);
     let text = cluster.cairn(&["job", "plan", "/text"]).ok();
