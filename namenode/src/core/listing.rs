@@ -19,6 +19,9 @@ const ACCESS_STEP_MS: u64 = 3_600_000;
 /// Blocks in one answer, at most: it must fit into one message. Few in tests, which then need fewer blocks.
 const MAX_BLOCKS: usize = if cfg!(test) { 200 } else { 8_000 };
 
+/// Datanodes that are named for an open block of which nothing is known, at most.
+const MAX_ASKED: usize = 64;
+
 fn total(values: impl Iterator<Item = u64>) -> u64 {
     values.fold(0, u64::saturating_add)
 }
@@ -220,7 +223,8 @@ impl Core {
             (None, Some(open)) if !open.expected.is_empty() => open.expected.clone(),
             // A writer that renewed the generation on its nodes and could not say so any more left newer ones: they hold all that was
             // acknowledged under the one in force.
-            (None, Some(open)) => open.seen.iter().map(|seen| seen.storage).collect(),
+            (None, Some(open)) if !open.seen.is_empty() => open.seen.iter().map(|seen| seen.storage).collect(),
+            (None, Some(_)) => self.wherever(id),
             _ => block.replicas.as_slice().to_vec(),
         };
         storages.retain(|storage| self.nodes.is_live(*storage));
@@ -258,6 +262,18 @@ impl Core {
             corrupt,
             token: bytes::Bytes::new(),
         })
+    }
+
+    /// Where to ask for an open block of which, since the start, nobody has told anything: nothing was written into it, or its first bytes are
+    /// on their way here. Nobody is named as long as one that may have them has not reported: "nothing there" would be believed.
+    fn wherever(&self, id: u64) -> Vec<StorageIndex> {
+        if !self.absent_nodes(id).is_empty() {
+            return Vec::new();
+        }
+        let live = self.nodes.nodes.iter().filter(|node| node.alive);
+        live.filter_map(|node| node.storages.iter().copied().find(|at| self.nodes.is_live(*at)))
+            .take(MAX_ASKED)
+            .collect()
     }
 
     /// A block's identity on the wire.

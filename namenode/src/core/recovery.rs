@@ -264,7 +264,7 @@ impl Core {
 
     /// Nodes that could hold something of an open block and have not told, in order. One that was away for very long is
     /// not waited for.
-    fn absent_nodes(&self, id: u64) -> Vec<NodeIndex> {
+    pub(super) fn absent_nodes(&self, id: u64) -> Vec<NodeIndex> {
         let mut nodes: Vec<NodeIndex> = match self.blocks.open.get(&id) {
             None => Vec::new(),
             // The pipeline was forgotten in a restart: it may lie on any node.

@@ -194,8 +194,8 @@ async fn visible_length(fs: &FileSystem, path: &str, located: &LocatedBlock) -> 
     for replica in fs.inner.datanodes.in_order(&located.replicas) {
         match fs.inner.datanodes.info(&replica, &block, false).await {
             Ok(info) => return Ok((info.length, info.state() == ReplicaState::Finalized)),
-            // Its pipeline is not open yet.
-            Err(error) if error.code() == ErrorCode::BlockNotFound => {}
+            // Its pipeline is not open yet, or it was left out of it: what it has was not acknowledged under this generation.
+            Err(error) if matches!(error.code(), ErrorCode::BlockNotFound | ErrorCode::StaleGeneration) => {}
             Err(error) => failure = Some(format!("{}: {error}", node_name(&replica))),
         }
     }

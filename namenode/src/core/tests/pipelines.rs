@@ -174,6 +174,25 @@ fn after_a_start_the_nodes_of_a_newer_generation_are_told_to_readers() {
     assert_eq!(world.cluster().corrupt, 0, "what a writer left behind is not damage");
 }
 
+/// Nothing was written into a block whose pipeline is forgotten, as far as the namenode can know.
+#[test]
+fn after_a_start_all_nodes_are_asked_for_an_open_block_that_nobody_reports() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.node_up(name, "/r");
+    }
+    let inode = world.create("/f", 2).unwrap().inode;
+    let pipeline = names(&world.add_block(inode, 0, &[]).unwrap());
+    world.restart();
+    for (name, known) in [("a", 0), ("b", 0), ("c", 3)] {
+        world.node_up(name, "/r");
+        world.step(1);
+        let found = world.locations("/f").remove(0);
+        assert_eq!(found.replicas.len(), known, "{name} is up: {:?} is the pipeline", pipeline);
+        assert!(!found.complete && found.length == 0);
+    }
+}
+
 /// Each changing call of a writer is sent, the namenode restarts before the answer arrives, and it is sent again.
 #[test]
 fn no_call_of_a_writer_is_applied_twice_across_a_restart() {
