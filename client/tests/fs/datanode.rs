@@ -63,6 +63,10 @@ pub struct Script {
     pub cut_reads: Option<usize>,
     /// Sends nothing more after so many frames of a read, and keeps the connection open, always.
     pub stall_reads: Option<usize>,
+    /// Has been started again since open replicas were written, and has so many frames of each left.
+    pub found_at_start: Option<usize>,
+    /// Was left out: says that its replicas are too old.
+    pub stale: bool,
 }
 
 #[derive(Clone, Default)]
@@ -502,13 +506,22 @@ async fn serve_read(conn: &mut Conn, state: &Mutex<State>, read: pb::ReadBlock) 
 }
 
 async fn serve_info(conn: &mut Conn, state: &Mutex<State>, info: &pb::ReplicaInfo) -> Result<()> {
-    let replica = state.lock().unwrap().replicas.get(&info.block.as_ref().unwrap().id).cloned();
+    let (replica, script) = {
+        let state = state.lock().unwrap();
+        (state.replicas.get(&info.block.as_ref().unwrap().id).cloned(), state.script.clone())
+    };
     let reply = match replica {
+        Some(_) if script.stale => pb::ReplicaInfoReply {
+            error: Some(Error::new(ErrorCode::StaleGeneration, "scripted").to_wire()),
+            ..Default::default()
+        },
         None => pb::ReplicaInfoReply {
             error: Some(Error::new(ErrorCode::BlockNotFound, "not here").to_wire()),
             ..Default::default()
         },
-        Some(replica) => {
+        Some(mut replica) => {
+            let found_at_start = script.found_at_start.filter(|_| !replica.finalized);
+            replica.frames.truncate(found_at_start.unwrap_or(usize::MAX));
             let state = if replica.finalized { pb::ReplicaState::Finalized } else { pb::ReplicaState::BeingWritten };
             let fold = |crc, (header, ..): &(FrameHeader, _, _)| {
                 crc32c::crc32c_combine(crc, header.raw_crc, header.raw_len as usize)
@@ -518,6 +531,7 @@ async fn serve_info(conn: &mut Conn, state: &Mutex<State>, info: &pb::ReplicaInf
                 generation: replica.generation,
                 state: state as i32,
                 crc32c: replica.frames.iter().fold(0, fold),
+                found_at_start: found_at_start.is_some(),
                 ..Default::default()
             }
         }

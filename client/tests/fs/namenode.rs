@@ -50,6 +50,8 @@ pub struct State {
     pub failures: HashMap<&'static str, Vec<ErrorCode>>,
     pub bad_replicas: Vec<pb::ReportBadReplicaRequest>,
     pub page: usize,
+    /// Says of blocks being written that nodes which it does not name may have more.
+    pub others_may_hold: bool,
 }
 
 #[derive(Clone, Default)]
@@ -135,7 +137,7 @@ fn status(path: &str, file: &FakeFile) -> pb::FileStatus {
     }
 }
 
-fn located(file: &FakeFile) -> Vec<pb::LocatedBlock> {
+fn located(file: &FakeFile, others_may_hold: bool) -> Vec<pb::LocatedBlock> {
     let mut offset = 0;
     let locate = |fake: &FakeBlock| {
         let at = offset;
@@ -148,6 +150,7 @@ fn located(file: &FakeFile) -> Vec<pb::LocatedBlock> {
             complete: fake.length.is_some(),
             corrupt: false,
             token: Bytes::new(),
+            others_may_hold: others_may_hold && fake.length.is_none(),
         }
     };
     file.blocks.iter().map(locate).collect()
@@ -238,7 +241,7 @@ impl Namenode for FakeNamenode {
             let block = pb::Block { pool: "p".into(), id: id as i64, generation: id };
             let replicas: Vec<_> = nodes.into_iter().take(file.replication as usize).collect();
             file.blocks.push(FakeBlock { block, length: None, replicas });
-            let block = located(file).pop();
+            let block = located(file, false).pop();
             Response::new(pb::AddBlockResponse { block })
         })
     }
@@ -338,7 +341,7 @@ impl Namenode for FakeNamenode {
         let state = self.state.lock().unwrap();
         let file = state.files.get(&request.path).ok_or_else(|| not_found(&request.path))?;
         let end = if request.length == 0 { u64::MAX } else { request.offset + request.length };
-        let mut blocks = located(file);
+        let mut blocks = located(file, state.others_may_hold);
         blocks.retain(|block| block.offset < end && (block.offset + block.length > request.offset || !block.complete));
         Ok(Response::new(pb::GetBlockLocationsResponse { status: Some(status(&request.path, file)), blocks }))
     }

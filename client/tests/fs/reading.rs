@@ -218,3 +218,44 @@ async fn a_rival_that_fails_leaves_the_slow_one_its_chance() {
     assert!(cluster.get("/f").await.unwrap() == data);
     assert!(cluster.fs.hedged_reads().0 >= 1);
 }
+
+/// A writer has flushed five frames to three nodes; then each of them comes to what its script says.
+#[tokio::test]
+async fn the_length_of_an_open_file_is_never_less_than_what_was_flushed() {
+    let (left, stale, lost) = (
+        |frames| Script { found_at_start: Some(frames), ..Script::default() },
+        || Script { stale: true, ..Script::default() },
+        || Script::default(),
+    );
+    let all = Some(5);
+    let cases: Vec<(&str, Vec<(Script, bool)>, bool, Option<u64>)> = vec![
+        ("nothing happened", vec![(lost(), true), (lost(), true), (lost(), true)], false, all),
+        ("two lost power", vec![(left(1), true), (left(2), true), (lost(), true)], false, all),
+        ("all lost power: the longest", vec![(left(1), true), (left(4), true), (left(2), true)], false, Some(4)),
+        ("all lost power, one is away", vec![(left(1), true), (left(4), true), (lost(), false)], false, None),
+        ("all lost power, others may have more", vec![(left(1), true), (left(4), true), (left(2), true)], true, None),
+        ("left out, the others away", vec![(stale(), true), (lost(), false), (lost(), false)], false, None),
+        ("left out, unnamed ones may have it", vec![(stale(), true), (stale(), true), (stale(), true)], true, None),
+        ("one has it all, whoever is away", vec![(left(1), true), (lost(), true), (lost(), false)], true, all),
+    ];
+    for (case, nodes, others_may_hold, expected) in cases {
+        let cluster = Cluster::healthy(3).await;
+        let mut out = cluster.fs.create("/f", options()).await.unwrap();
+        out.write(&text(5 * FRAME as usize)).await.unwrap();
+        out.flush().await.unwrap();
+        cluster.namenode.state.lock().unwrap().others_may_hold = others_may_hold;
+        for (node, (script, up)) in cluster.nodes.iter().zip(nodes) {
+            node.state.lock().unwrap().script = script;
+            if !up {
+                node.kill();
+            }
+        }
+        let opened = cluster.fs.open("/f").await;
+        match (opened, expected) {
+            (Ok(file), Some(frames)) => assert_eq!(file.length(), frames * FRAME, "{case}"),
+            (Ok(file), None) => panic!("{case}: {} bytes are believed", file.length()),
+            (Err(error), None) => assert_eq!(error.code(), ErrorCode::Unreachable, "{case}: {error}"),
+            (Err(error), Some(_)) => panic!("{case}: {error}"),
+        }
+    }
+}

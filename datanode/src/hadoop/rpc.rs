@@ -47,7 +47,9 @@ impl ClientDatanode {
         let request = GetReplicaVisibleLengthRequest::decode(request)
             .map_err(|error| RpcError::bad_request(&call.method, error))?;
         let (block, generation) = check_block(&self.0, &request.block)?;
-        let length = self.0.store.read(block, generation).await?.length;
+        let replica = self.0.store.read(block, generation).await?;
+        // As in HDFS, one that was found at a start says "-1": it may have lost what others still have.
+        let length = if replica.found_at_start { u64::MAX } else { replica.length };
         Ok(GetReplicaVisibleLengthResponse { length }.encode_to_vec())
     }
 }

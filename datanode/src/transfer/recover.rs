@@ -14,8 +14,8 @@
 //!    HDFS takes the shortest, which one damaged replica makes shorter than what was synced.
 //!
 //! So hsynced bytes are never cut while one node keeps them, nor hflushed ones while one process that had them lives. For the latter, replicas of
-//! the second rank decide nothing while a node that was named does not answer: it may have been open all along. The namenode asks again, and
-//! names no node that is dead.
+//! the second rank decide nothing while a node of the pipeline does not answer: it may have been open all along. The namenode asks again. It
+//! names no node that is dead, but says how many of the pipeline are, until they were away for very long.
 //!
 //! Replicas that are shorter than what is decided are left out, whatever their rank. Frames are the same on all nodes (the client made them), so
 //! each length is the end of a frame everywhere.
@@ -59,7 +59,7 @@ pub async fn recover(transfer: &Arc<Transfer>, order: &pb::RecoverBlock) -> Resu
     if let Some(length) = order.truncate_to {
         return super::cut::truncate_all(transfer, order, length).await;
     }
-    let (mut candidates, mut without, mut silent) = (Vec::new(), 0, 0);
+    let (mut candidates, mut without, mut silent) = (Vec::new(), 0, order.silent as usize);
     for replica in &order.replicas {
         match ask(transfer, &replica.address, order).await {
             Ok(candidate) => candidates.push(candidate),

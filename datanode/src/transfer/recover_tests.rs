@@ -41,7 +41,7 @@ async fn open_all_along(data: &[u8], frames_held: usize) -> Node {
 }
 
 fn order(replicas: Vec<pb::Replica>) -> pb::RecoverBlock {
-    pb::RecoverBlock { truncate_to: None, block: block_of(BLOCK, GEN), new_generation: NEW, replicas }
+    pb::RecoverBlock { truncate_to: None, block: block_of(BLOCK, GEN), new_generation: NEW, replicas, silent: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,5 +85,8 @@ async fn what_a_start_found_decides_nothing_while_another_node_is_silent() {
     // One that has nothing of the block is not silent.
     let other = Node::start().await;
     let answered = order(vec![node.target(), other.target()]);
+    let one_is_dead = pb::RecoverBlock { silent: 1, ..answered.clone() };
+    let error = recover::recover(&node.transfer, &one_is_dead).await.unwrap_err();
+    assert!(error.code() == ErrorCode::Unreachable && error.message().contains("1 datanodes"), "{error}");
     assert_eq!(recover::recover(&node.transfer, &answered).await.unwrap().length, 2 * FRAME as u64);
 }

@@ -353,6 +353,7 @@ async fn an_abandoned_block_gets_one_length_everywhere() {
     }
     let order = pb::RecoverBlock {
         truncate_to: None,
+        silent: 0,
         block: block_of(BLOCK, GEN),
         new_generation: 1_010,
         replicas: nodes.iter().map(Node::target).collect(),

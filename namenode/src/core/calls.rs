@@ -94,12 +94,16 @@ impl Core {
                 let error = Error::new(ErrorCode::PermissionDenied, "the client id belongs to another user");
                 return reply_to(turn, reply, TxId(0), Err(error));
             }
-            self.retry.release(&call.client_id, call.lowest_unanswered);
+            let lowest_unanswered = call.lowest_unanswered;
             // A copy: the field is a slice of the whole request, which would stay in memory with it.
             let found: CallKey = (bytes::Bytes::copy_from_slice(&call.client_id), call.call_id);
-            match self.retry.begin(&found, &caller.user, reply) {
+            match self.retry.begin(&found, lowest_unanswered, &caller.user, reply) {
                 Known::New => key = Some(found),
                 Known::Waits => return,
+                Known::Late => {
+                    let text = format!("call {} was answered before: this is a late repetition", found.1);
+                    return reply_to(turn, reply, TxId(0), Err(Error::new(ErrorCode::InvalidArgument, text)));
+                }
                 Known::Answered(answer, depends_on) => {
                     let damaged = |_| Error::new(ErrorCode::InvalidArgument, "this call id was used by another call");
                     return reply_to(turn, reply, depends_on, retry::decode(&request, &answer).map_err(damaged));

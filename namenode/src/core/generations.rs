@@ -291,6 +291,7 @@ impl Core {
             new_generation: generation,
             replicas: longer.iter().map(replica).collect(),
             truncate_to: Some(length),
+            silent: 0,
         };
         self.nodes.node_mut(primary).recover.push_back((order, txid));
         Ok(())

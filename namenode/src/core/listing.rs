@@ -8,7 +8,7 @@ use super::attributes::not_found;
 use super::blocks::StorageIndex;
 use super::codec::Random;
 use super::inode::Inode;
-use super::nodes::rack_distance;
+use super::nodes::{Node, rack_distance};
 use super::permissions::{EXECUTE, READ, WRITE, Who, not_a_directory};
 use super::tree::ROOT;
 use super::{Core, Turn};
@@ -19,7 +19,7 @@ const ACCESS_STEP_MS: u64 = 3_600_000;
 /// Blocks in one answer, at most: it must fit into one message. Few in tests, which then need fewer blocks.
 const MAX_BLOCKS: usize = if cfg!(test) { 200 } else { 8_000 };
 
-/// Datanodes that are named for an open block of which nothing is known, at most.
+/// Datanodes that are asked for an open block of which nothing is known, at most.
 const MAX_ASKED: usize = 64;
 
 fn total(values: impl Iterator<Item = u64>) -> u64 {
@@ -219,13 +219,9 @@ impl Core {
         self.unsynced.touch(id);
         let block = self.blocks.get(id)?;
         let length = block.length();
-        let mut storages: Vec<StorageIndex> = match (length, self.blocks.open.get(&id)) {
-            (None, Some(open)) if !open.expected.is_empty() => open.expected.clone(),
-            // A writer that renewed the generation on its nodes and could not say so any more left newer ones: they hold all that was
-            // acknowledged under the one in force.
-            (None, Some(open)) if !open.seen.is_empty() => open.seen.iter().map(|seen| seen.storage).collect(),
-            (None, Some(_)) => self.wherever(id),
-            _ => block.replicas.as_slice().to_vec(),
+        let (mut storages, others_may_hold) = match length {
+            None => self.open_holders(id),
+            Some(_) => (block.replicas.as_slice().to_vec(), false),
         };
         storages.retain(|storage| self.nodes.is_live(*storage));
         // One that is about to be deleted is better than none.
@@ -261,19 +257,42 @@ impl Core {
             complete: length.is_some(),
             corrupt,
             token: bytes::Bytes::new(),
+            others_may_hold,
         })
     }
 
-    /// Where to ask for an open block of which, since the start, nobody has told anything: nothing was written into it, or its first bytes are
-    /// on their way here. Nobody is named as long as one that may have them has not reported: "nothing there" would be believed.
-    fn wherever(&self, id: u64) -> Vec<StorageIndex> {
-        if !self.absent_nodes(id).is_empty() {
-            return Vec::new();
+    /// Where something of an open block lies, as far as is known, and whether nodes that are not among these may have more of it.
+    fn open_holders(&self, id: u64) -> (Vec<StorageIndex>, bool) {
+        let (Some(block), Some(open)) = (self.blocks.get(id), self.blocks.open.get(&id)) else {
+            return (Vec::new(), false);
+        };
+        // A writer that renewed the generation on its nodes and could not say so any more left newer ones: they hold all that was
+        // acknowledged under the one in force. Those of a future that was given up by a restore were not handed out.
+        let generations = block.generation..=block.generation.max(self.handed_out.of(id));
+        let mut named = open.expected.clone();
+        if named.is_empty() {
+            let counts = open.seen.iter().filter(|seen| generations.contains(&seen.generation));
+            named = counts.map(|seen| seen.storage).collect();
         }
-        let live = self.nodes.nodes.iter().filter(|node| node.alive);
-        live.filter_map(|node| node.storages.iter().copied().find(|at| self.nodes.is_live(*at)))
-            .take(MAX_ASKED)
-            .collect()
+        named.retain(|storage| self.nodes.is_live(*storage));
+        let mut absent = self.absent_nodes(id);
+        if absent.is_empty() && open.expected.is_empty() && open.seen.is_empty() && block.target().is_none() {
+            return self.wherever();
+        }
+        absent.retain(|node| !named.iter().any(|storage| self.nodes.storage(*storage).node == *node));
+        let others_may_hold = !absent.is_empty() || named.is_empty();
+        (named, others_may_hold)
+    }
+
+    /// Where to ask for an open block of which, since the start, nobody has told anything though all have reported: nothing was written into
+    /// it, or its first bytes are on their way here. Asking finds out. With too many to ask, or a volume that is out, nobody knows.
+    fn wherever(&self) -> (Vec<StorageIndex>, bool) {
+        let live: Vec<&Node> = self.nodes.nodes.iter().filter(|node| node.alive).collect();
+        let failed = live.iter().flat_map(|node| &node.storages).any(|storage| self.nodes.storage(*storage).failed);
+        if live.len() > MAX_ASKED || failed {
+            return (Vec::new(), true);
+        }
+        (live.iter().filter_map(|node| node.storages.first().copied()).collect(), false)
     }
 
     /// A block's identity on the wire.

@@ -65,12 +65,15 @@ struct Patient {
 }
 
 impl Patient {
-    /// Attempts that are not fresh are over.
-    fn hasten(&mut self, now_ms: u64) {
+    /// Attempts that are not fresh are over; whether there were any.
+    fn hasten(&mut self, now_ms: u64) -> bool {
+        let mut any = false;
         for attempt in self.blocks.values_mut().filter(|attempt| attempt.deadline_ms > now_ms + ATTEMPT_MS) {
             attempt.deadline_ms = now_ms;
             attempt.count = 0;
+            any = true;
         }
+        any
     }
 }
 
@@ -149,6 +152,16 @@ impl Core {
     pub(super) fn hasten_recovery(&mut self, file: u64) {
         if let Some(patient) = self.recoveries.files.get_mut(&file) {
             patient.hasten(self.now_ms);
+        }
+    }
+
+    /// A node that was away has told all that it has: some may have waited for just that one.
+    pub(super) fn hasten_recoveries(&mut self) {
+        let now_ms = self.now_ms;
+        let waiting = self.recoveries.files.iter_mut().filter(|(_, patient)| patient.due_ms > now_ms);
+        let files: Vec<u64> = waiting.filter_map(|(file, patient)| patient.hasten(now_ms).then_some(*file)).collect();
+        for file in files {
+            self.recoveries.schedule(file, now_ms);
         }
     }
 
@@ -248,9 +261,20 @@ impl Core {
             new_generation: generation,
             replicas: candidates.iter().map(|storage| self.nodes.replica(*storage, state)).collect(),
             truncate_to: self.blocks.get(id).and_then(Block::target),
+            silent: self.silent_members(id, candidates),
         };
         self.nodes.node_mut(primary).recover.push_back((order, txid));
         Ok(())
+    }
+
+    /// Nodes of a known pipeline that are away and may have more than the candidates. After a start pipelines are not known: then nobody is
+    /// waited for once somebody has something, or one node that never comes back would keep all files open.
+    fn silent_members(&self, id: u64, candidates: &[StorageIndex]) -> u32 {
+        if self.blocks.open.get(&id).is_none_or(|open| open.expected.is_empty()) {
+            return 0;
+        }
+        let asked: BTreeSet<NodeIndex> = candidates.iter().map(|storage| self.nodes.storage(*storage).node).collect();
+        self.absent_nodes(id).iter().filter(|node| !asked.contains(node)).count() as u32
     }
 
     /// Whether nothing of an open block was reported by any node that could hold it, and none of those is away.
@@ -329,6 +353,10 @@ impl Core {
         }
         let edit = pb::EditUpdateBlock { inode: file, block_id: id as i64, generation, length };
         self.commit(turn, Carries::Nothing, Kind::UpdateBlock(edit))?;
+        if let Some(open) = self.blocks.open.get_mut(&id) {
+            // Whoever was left out has less.
+            open.expected = recovered.storage_ids.iter().filter_map(|name| self.nodes.find_storage(name)).collect();
+        }
         for name in &recovered.storage_ids {
             let Some(storage) = self.nodes.find_storage(name) else { continue };
             let seen = SeenReplica { storage, generation, length: recovered.length, state: ReplicaState::Finalized };

@@ -194,8 +194,11 @@ impl Core {
             self.nodes.storage_mut(forget.storage).reported = true;
         }
         if forget.last_of_report {
-            self.nodes.node_mut(forget.node).reported = true;
+            let reported_before = std::mem::replace(&mut self.nodes.node_mut(forget.node).reported, true);
             self.wake_deferred();
+            if !reported_before {
+                self.hasten_recoveries();
+            }
         }
         if self.streams.get(&forget.stream) == Some(&forget.node) {
             let down = pb::ReportDown { range_credits: 1 };

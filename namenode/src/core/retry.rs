@@ -31,6 +31,8 @@ pub enum Known {
     Waits,
     /// It was answered with this, encoded.
     Answered(Vec<u8>, TxId),
+    /// Its answer arrived and was let go of: a duplicate that was long on its way. Nobody waits for it.
+    Late,
 }
 
 enum Entry {
@@ -43,6 +45,8 @@ struct Client {
     /// `None`: only known from the log, which names no users.
     user: Option<Box<str>>,
     calls: BTreeMap<u64, Entry>,
+    /// It has the answers of all calls below.
+    answered_below: u64,
 }
 
 /// See the module.
@@ -75,9 +79,12 @@ impl RetryCache {
         self.clients.get(client).and_then(|known| known.user.as_deref()).is_none_or(|owner| owner == user)
     }
 
-    /// The client has all answers below this call id.
-    pub fn release(&mut self, client: &[u8], lowest_unanswered: u64) {
-        let Some(Client { calls, .. }) = self.clients.get_mut(client) else { return };
+    /// Looks a call up; a new one is noted as running. The client has all answers below `lowest_unanswered`: they are let go of.
+    pub fn begin(&mut self, key: &CallKey, lowest_unanswered: u64, user: &str, reply: ReplyTo) -> Known {
+        let client = self.clients.entry(key.0.clone()).or_default();
+        client.user.get_or_insert_with(|| user.into());
+        client.answered_below = lowest_unanswered.max(client.answered_below);
+        let calls = &mut client.calls;
         while let Some(first) = calls.first_entry() {
             if *first.key() >= lowest_unanswered || matches!(first.get(), Entry::Running(_)) {
                 break;
@@ -85,17 +92,13 @@ impl RetryCache {
             first.remove();
             self.entries -= 1;
         }
-        if calls.is_empty() {
-            self.clients.remove(client);
-        }
-    }
-
-    /// Looks a call up; a new one is noted as running.
-    pub fn begin(&mut self, key: &CallKey, user: &str, reply: ReplyTo) -> Known {
-        let client = self.clients.entry(key.0.clone()).or_default();
-        client.user.get_or_insert_with(|| user.into());
-        let calls = &mut client.calls;
         match calls.get_mut(&key.1) {
+            None if key.1 < client.answered_below => {
+                if calls.is_empty() {
+                    self.clients.remove(&key.0);
+                }
+                Known::Late
+            }
             None => {
                 calls.insert(key.1, Entry::Running(Vec::new()));
                 self.entries += 1;
@@ -293,18 +296,30 @@ mod tests {
     fn duplicates_wait_then_get_the_first_answer() {
         let mut cache = RetryCache::default();
         let key = (Bytes::from(vec![1; 16]), 5);
-        assert!(matches!(cache.begin(&key, "ann", ReplyTo(1)), Known::New));
-        assert!(matches!(cache.begin(&key, "ann", ReplyTo(2)), Known::Waits));
+        assert!(matches!(cache.begin(&key, 5, "ann", ReplyTo(1)), Known::New));
+        assert!(matches!(cache.begin(&key, 5, "ann", ReplyTo(2)), Known::Waits));
         assert_eq!(cache.finish(&key, Some((vec![9], TxId(3))), 0), [ReplyTo(2)]);
-        assert!(matches!(cache.begin(&key, "ann", ReplyTo(3)), Known::Answered(answer, TxId(3)) if answer == [9]));
+        assert!(matches!(cache.begin(&key, 5, "ann", ReplyTo(3)), Known::Answered(answer, TxId(3)) if answer == [9]));
         assert!(cache.belongs_to(&key.0, "ann") && !cache.belongs_to(&key.0, "bob"));
-        cache.release(&key.0, 5);
-        assert_eq!(cache.len(), 1);
-        cache.release(&key.0, 6);
-        assert_eq!(cache.len(), 0);
-        assert!(matches!(cache.begin(&key, "ann", ReplyTo(4)), Known::New));
         assert!(cache.finish(&key, None, 0).is_empty());
-        assert!(matches!(cache.begin(&key, "ann", ReplyTo(5)), Known::New));
+        assert!(matches!(cache.begin(&key, 5, "ann", ReplyTo(5)), Known::New));
+    }
+
+    #[test]
+    fn what_was_let_go_of_is_not_run_again() {
+        let mut cache = RetryCache::default();
+        let key = |call| (Bytes::from(vec![1; 16]), call);
+        for call in [5, 7] {
+            assert!(matches!(cache.begin(&key(call), 5, "ann", ReplyTo(call)), Known::New));
+            cache.finish(&key(call), Some((vec![9], TxId(3))), 0);
+        }
+        assert!(matches!(cache.begin(&key(6), 6, "ann", ReplyTo(6)), Known::New), "it was opened before 7");
+        assert_eq!(cache.len(), 2);
+        assert!(matches!(cache.begin(&key(5), 5, "ann", ReplyTo(8)), Known::Late));
+        assert!(matches!(cache.begin(&key(7), 5, "ann", ReplyTo(9)), Known::Answered(..)));
+        assert!(matches!(cache.begin(&key(4), 9, "bob", ReplyTo(1)), Known::Late));
+        cache.finish(&key(6), None, 0);
+        cache.check_sums();
     }
 
     #[test]

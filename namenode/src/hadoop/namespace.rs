@@ -96,6 +96,13 @@ impl Asked<'_> {
             let end = convert::located_blocks(&rest.status.unwrap_or_default(), &rest.blocks);
             (located.last_block, located.is_last_block_complete) = (end.last_block, end.is_last_block_complete);
         }
+        let last = located.last_block.as_ref().filter(|_| !located.is_last_block_complete);
+        if last.is_some_and(|block| block.locs.is_empty()) {
+            // HDFS's client would take it for empty.
+            let message =
+                format!("No datanode has told yet what it holds of the last block of {path}, which is being written");
+            return Err(Error::new(ErrorCode::Busy, message).with_subject(path));
+        }
         Ok(located)
     }
 

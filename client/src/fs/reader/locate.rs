@@ -182,28 +182,33 @@ async fn measure(fs: &FileSystem, path: &str, blocks: Vec<LocatedBlock>) -> Resu
     Ok((length, measured))
 }
 
+/// How much of an open block can be read, and whether it is finished. What a process has had open all along holds all that was flushed, and
+/// so does a finalized replica. One that was found at the start of its datanode may have lost some: it counts only if nobody else can have more.
 async fn visible_length(fs: &FileSystem, path: &str, located: &LocatedBlock) -> Result<(u64, bool)> {
     let block = located.block.clone().unwrap_or_default();
+    let unknown = |why: String| {
+        let text = format!("cannot tell how long {path} is: {} is being written, and {why}", block_name(&block));
+        Err(Error::new(ErrorCode::Unreachable, text).with_subject(path))
+    };
     if located.replicas.is_empty() {
         // Its bytes may lie on nodes that have not reported yet: an error can be repeated, a file that is too short is believed.
-        let text =
-            format!("cannot tell how long {path} is: no datanode has told yet what it holds of {}", block_name(&block));
-        return Err(Error::new(ErrorCode::Unreachable, text).with_subject(path));
+        return unknown("no datanode has told yet what it holds of it".into());
     }
-    let mut failure = None;
+    let (mut failure, mut found) = (None, 0);
     for replica in fs.inner.datanodes.in_order(&located.replicas) {
         match fs.inner.datanodes.info(&replica, &block, false).await {
-            Ok(info) => return Ok((info.length, info.state() == ReplicaState::Finalized)),
+            Ok(info) if !info.found_at_start => return Ok((info.length, info.state() == ReplicaState::Finalized)),
+            Ok(info) => found = found.max(info.length),
             // Its pipeline is not open yet, or it was left out of it: what it has was not acknowledged under this generation.
             Err(error) if matches!(error.code(), ErrorCode::BlockNotFound | ErrorCode::StaleGeneration) => {}
             Err(error) => failure = Some(format!("{}: {error}", node_name(&replica))),
         }
     }
     match failure {
-        None => Ok((0, false)),
-        Some(why) => {
-            let text = format!("cannot tell how long {path} is: {} is being written, and {why}", block_name(&block));
-            Err(Error::new(ErrorCode::Unreachable, text).with_subject(path))
-        }
+        None if located.others_may_hold => unknown(
+            "datanodes that are away may have more of it; 'cairn admin recover-lease' closes the file when they are back".into(),
+        ),
+        None => Ok((found, false)),
+        Some(why) => unknown(why),
     }
 }

@@ -1,5 +1,6 @@
 //! Pipelines that lose nodes, and what a writer asks twice.
 
+use super::appends::recover_lease;
 use super::*;
 
 fn names(block: &pb::LocatedBlock) -> Vec<String> {
@@ -165,13 +166,44 @@ fn after_a_start_the_nodes_of_a_newer_generation_are_told_to_readers() {
     world.hold(newer, id, (generation, 500, pb::ReplicaState::BeingWritten));
     world.hold(left_out, id, (block.generation - 1, 500, pb::ReplicaState::Recovering));
     world.restart();
-    for name in &pipeline {
-        world.node_up(name, "/r");
+    for at in 0..world.nodes.len() {
+        let (id, rack) = (world.nodes[at].id.clone(), world.nodes[at].rack.clone());
+        world.node_up(&id, &rack);
     }
     world.step(1);
     let found = world.locations("/f").remove(0);
-    assert_eq!((names(&found), found.block), (vec![pipeline[0].clone()], Some(block)));
+    assert_eq!((names(&found), found.block, found.others_may_hold), (vec![pipeline[0].clone()], Some(block), false));
     assert_eq!(world.cluster().corrupt, 0, "what a writer left behind is not damage");
+    // One that this namenode never handed out for the block comes from elsewhere.
+    world.hold(newer, id, (generation + 1, 500, pb::ReplicaState::BeingWritten));
+    let found = world.locations("/f").remove(0);
+    assert_eq!((names(&found), found.others_may_hold), (Vec::new(), true));
+}
+
+/// Of a block that is being written, readers and whoever recovers it hear how many of its nodes are away.
+#[test]
+fn nodes_of_a_pipeline_that_are_away_are_told_of() {
+    let mut world = cluster();
+    let inode = world.create("/f", 3).unwrap().inode;
+    let located = world.add_block(inode, 0, &[]).unwrap();
+    let (block, pipeline) = (located.block.clone().unwrap(), names(&located));
+    let id = block.id as u64;
+    assert!(!world.locations("/f")[0].others_may_hold);
+    let stays = world.at(&pipeline[0]);
+    world.hold(stays, id, (block.generation, 70, pb::ReplicaState::Recovering));
+    for name in &pipeline[1..] {
+        let at = world.at(name);
+        world.nodes[at].up = false;
+    }
+    world.pass(settings().dead_interval_ms + 2_000);
+    let found = world.locations("/f").remove(0);
+    assert_eq!((names(&found), found.others_may_hold), (vec![pipeline[0].clone()], true));
+    recover_lease(&mut world, "/f").unwrap();
+    world.step(500);
+    let orders = world.heartbeat(stays).unwrap().into_iter();
+    let orders: Vec<_> =
+        orders.filter_map(|order| if let Order::Recover(order) = order { Some(order) } else { None }).collect();
+    assert_eq!((orders.len(), orders[0].replicas.len(), orders[0].silent), (1, 1, 2));
 }
 
 /// Nothing was written into a block whose pipeline is forgotten, as far as the namenode can know.
@@ -188,8 +220,8 @@ fn after_a_start_all_nodes_are_asked_for_an_open_block_that_nobody_reports() {
         world.node_up(name, "/r");
         world.step(1);
         let found = world.locations("/f").remove(0);
-        assert_eq!(found.replicas.len(), known, "{name} is up: {:?} is the pipeline", pipeline);
-        assert!(!found.complete && found.length == 0);
+        assert_eq!(found.replicas.len(), known, "{name} is up: {pipeline:?} is the pipeline");
+        assert_eq!((found.complete, found.length, found.others_may_hold), (false, 0, known == 0));
     }
 }
 
