@@ -235,7 +235,9 @@ fn power_cut(cluster: &mut Cluster, host: Host, down_ms: u64) {
     each_other(cluster, host, |sim, me, other| sim.partition_oneway(me, other));
     // Also of a machine whose process ended a moment ago.
     cluster.machines[&host].disk.crash();
-    oracle::a_datanode_lost_power();
+    if matches!(host, Host::Datanode(_)) {
+        oracle::a_datanode_lost_power();
+    }
     cluster.take_down(host, down_ms);
     each_other(cluster, host, |sim, me, other| sim.repair_oneway(me, other));
 }
