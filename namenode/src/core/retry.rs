@@ -3,7 +3,7 @@
 //! # Overview
 //! Key: (client id, call id). A call that still waits is kept too: its duplicate waits with it. Errors are not kept: the
 //! call changed nothing, so it may run again. A client tells its lowest unanswered call id with each call, which frees
-//! everything below. What nobody frees goes by age or when the cache is full, oldest first. A client id belongs to the
+//! everything below; a repetition of such a call that was long on its way is refused. What nobody frees goes by age or when the cache is full, oldest first. A client id belongs to the
 //! user who used it first; nobody else gets its answers.
 //!
 //! # Restart
