@@ -3,8 +3,8 @@
 //! # Overview
 //! Key: (client id, call id). A call that still waits is kept too: its duplicate waits with it. Errors are not kept: the
 //! call changed nothing, so it may run again. A client tells its lowest unanswered call id with each call, which frees
-//! everything below; a repetition of such a call that was long on its way is refused. What nobody frees goes by age or when the cache is full, oldest first. A client id belongs to the
-//! user who used it first; nobody else gets its answers.
+//! everything below; a repetition of such a call that was long on its way is refused. What nobody frees goes by age or
+//! when the cache is full, oldest first. A client id belongs to the user who used it first; nobody else gets its answers.
 //!
 //! # Restart
 //! Edits carry client id and call id, so replay brings answers back; images carry the newest ones.
