@@ -90,9 +90,11 @@ impl Scheduler {
         assignment
     }
 
-    /// May a task that failed on some nodes run on this one? Where it failed it may run again only if there is no other.
+    /// May a task that failed on some nodes run on this one? Where it failed it may run again only if there is no other that is trusted: else a
+    /// task that fails wherever it runs would wait for ever for a node that is gone.
     pub(super) fn allowed(&self, task: &Task, id: &str) -> bool {
-        !task.failed_on.contains(id) || self.nodes.keys().all(|other| task.failed_on.contains(other))
+        let no_choice = |(other, node): (&String, &Node)| task.failed_on.contains(other) || !node.is_trusted();
+        !task.failed_on.contains(id) || self.nodes.iter().all(no_choice)
     }
 
     pub(super) fn free_nodes(&self, now_ms: u64) -> impl Iterator<Item = (&String, &Node)> {

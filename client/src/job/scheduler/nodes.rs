@@ -88,6 +88,11 @@ impl Node {
         }
     }
 
+    /// Is nothing held against it?
+    pub fn is_trusted(&self) -> bool {
+        matches!(self.breaker, Breaker::Closed { .. })
+    }
+
     /// Will it be trusted within `ms`?
     pub fn is_trusted_soon(&self, now_ms: u64, ms: u64) -> bool {
         self.info.slots > 0

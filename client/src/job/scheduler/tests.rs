@@ -302,3 +302,23 @@ fn a_driver_that_takes_over_runs_nothing_twice() {
     let reduce = scheduler_take(&mut scheduler, 14);
     assert_eq!((reduce.task.kind(), reduce.task.attempt), (TaskKind::Reduce, ATTEMPTS_PER_EPOCH));
 }
+
+#[test]
+fn a_map_whose_only_block_is_gone_fails_the_job_though_a_node_is_lost() {
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![split(&[0], 1)], nodes(3, 1, 1));
+    let (mut now, mut failures) = (0, 0);
+    let why = Error::new(ErrorCode::Unreachable, "it does not answer");
+    while scheduler.standing() == Standing::Running {
+        for started in scheduler.assign(now) {
+            if started.node == "n0" {
+                scheduler.node_lost("n0", &why, now);
+            } else {
+                scheduler.attempt_failed(&started.node, &started.task, &failure("no replica could be read"), now);
+                failures += 1;
+            }
+        }
+        now += 100;
+        assert!(now < 100_000, "it waits for a node that is gone, after {failures} failures on the others");
+    }
+    assert_eq!(failures, MAX_ATTEMPTS);
+}
