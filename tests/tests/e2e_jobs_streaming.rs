@@ -393,6 +393,49 @@ fn what_is_allowed_on_request_is_no_failure() {
     assert_eq!(report["counters"]["user.streaming.lines_without_separator"], report["records"]["map_out"], "{report}");
 }
 
+/// Counts lines by their remainder, tells how many it has seen, and dies on one line in a million, after it has told of those before it.
+const FRAGILE_MAPPER: &str = r#"awk '{ if ($0 == "bad") exit 3; n[$0 % 7]++ } END { for (k in n) print k "\t" n[k]; print "reporter:counter:lines,seen," NR > "/dev/stderr" }'"#;
+
+#[test]
+fn one_bad_line_in_a_million_is_named_or_left_out() {
+    let cluster = Cluster::small();
+    let (mut text, mut place, mut counts) = (String::new(), 0, [0u64; 7]);
+    for number in 0..1_000_000 {
+        if number == 654_321 {
+            place = text.len();
+            text.push_str("bad\n");
+        } else {
+            counts[number % 7] += 1;
+            text.push_str(&format!("{number}\n"));
+        }
+    }
+    cluster.put("/lines", text.as_bytes(), &["--block-size", "8m"]);
+    let reducer = script(&cluster, "sum.py", SUM_REDUCER);
+    let flags = ["--mapper", FRAGILE_MAPPER, "--reducer", "sum.py", "--file", &reducer, "--max-attempts", "2"];
+    let named = format!("the record at byte {place} of /lines");
+    let line = ["job", "streaming", "--input", "/lines", "--output", "/out"];
+    let run = cluster.cairn(&[&line[..], &flags].concat());
+    run.fails_naming(1, &["exited with status 3", &named, "starts with \"bad\"", "on dn"]);
+
+    let report = stream(&cluster, &[&flags[..], &["-D", "skip-records=1"]].concat(), "/lines", "/out").json();
+    assert_eq!(report["map"]["attempts_failed"], 0, "it is found within the attempt: {report}");
+    assert_eq!((&report["map"]["tasks"], &report["records"]["in"]), (&1.into(), &1_000_000.into()), "{report}");
+    assert_eq!(report["counters"]["map.records_skipped"], 1, "{report}");
+    assert_eq!(report["counters"]["user.lines.seen"], 999_999, "of runs that failed nothing is counted: {report}");
+    let skipped = &report["skipped"][0];
+    assert_eq!((&skipped["offset"], &skipped["sample"]), (&place.into(), &"bad".into()), "{report}");
+    let want: Vec<String> = counts.iter().enumerate().map(|(rest, count)| format!("{rest}\t{count}")).collect();
+    assert_eq!(lines(&sorted_lines(&cluster.cat("/out/part-r-*"))), want);
+
+    // A combiner is no hindrance; more bad lines than may be left out are.
+    let flags = [&flags[..], &["--combiner", "./sum.py", "-D", "skip-records=1"]].concat();
+    stream(&cluster, &flags, "/lines", "/combined").json();
+    assert_eq!(lines(&sorted_lines(&cluster.cat("/combined/part-r-*"))), want);
+    cluster.put("/worse", b"1\nbad\n2\nbad\n", &[]);
+    let run = cluster.cairn(&[&["job", "streaming", "--input", "/worse", "--output", "/x"], &flags[..]].concat());
+    run.fails_naming(1, &["more than the 1 records that may be skipped", "the record at byte 8 of /worse", "status 3"]);
+}
+
 #[test]
 fn bad_arguments_are_refused_before_anything_runs() {
     let cluster = Cluster::small();

@@ -45,14 +45,34 @@ struct Staging {
     bytes: Vec<u8>,
     /// Length of the key (`None`: a line), length of the value.
     records: Vec<(Option<usize>, usize)>,
+    /// Bytes that it may take.
+    limit: u64,
+    /// It would have taken more.
+    over: bool,
 }
 
 impl Staging {
-    fn add(&mut self, key: Option<&[u8]>, value: &[u8]) {
+    fn add(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<()> {
         self.bytes.extend_from_slice(key.unwrap_or_default());
         self.bytes.extend_from_slice(value);
         self.records.push((key.map(<[u8]>::len), value.len()));
+        let taken = self.bytes.len() + self.records.len() * size_of::<(Option<usize>, usize)>();
+        self.over |= taken as u64 > self.limit;
+        if self.over {
+            let text = format!("emits more than the {} bytes that may wait while bad records are left out", self.limit);
+            return Err(Error::new(ErrorCode::TaskFailed, text));
+        }
+        Ok(())
     }
+}
+
+/// What became of what was staged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RolledBack {
+    /// It was dropped.
+    Dropped,
+    /// It was dropped, and was more than may wait.
+    TooMuch,
 }
 
 struct Disk {
@@ -156,13 +176,16 @@ impl Collector {
         &self.position
     }
 
-    /// From here on what is emitted waits for [`Self::commit`] or [`Self::roll_back`]; named outputs do not.
-    pub(crate) fn stage(&mut self) {
+    /// From here on what is emitted waits for [`Self::commit`] or [`Self::roll_back`]; named outputs do not. More than `limit` bytes are refused.
+    pub(crate) fn stage(&mut self, limit: u64) {
         let empty = Gather::Sort(SortBuffer::new(0, Partitioner::Hash, 0));
         let inner = std::mem::replace(&mut self.gather, empty);
         self.gather = match inner {
             Gather::Staged(staging) => Gather::Staged(staging),
-            inner => Gather::Staged(Box::new(Staging { inner, bytes: Vec::new(), records: Vec::new() })),
+            inner => {
+                let (bytes, records, over) = (Vec::new(), Vec::new(), false);
+                Gather::Staged(Box::new(Staging { inner, bytes, records, limit, over }))
+            }
         };
     }
 
@@ -182,8 +205,10 @@ impl Collector {
     }
 
     /// Drops what was emitted since [`Self::stage`].
-    pub(crate) fn roll_back(&mut self) {
+    pub(crate) fn roll_back(&mut self) -> RolledBack {
+        let too_much = matches!(&self.gather, Gather::Staged(staging) if staging.over);
         self.unstage();
+        if too_much { RolledBack::TooMuch } else { RolledBack::Dropped }
     }
 
     fn unstage(&mut self) -> (Vec<u8>, Vec<(Option<usize>, usize)>) {
@@ -233,7 +258,7 @@ impl Collector {
             }
             Gather::Staged(staging) => {
                 self.emitted -= 1;
-                staging.add(Some(key), value);
+                staging.add(Some(key), value)?;
                 false
             }
         };
@@ -247,10 +272,7 @@ impl Collector {
                 self.emitted += 1;
                 output.line(line)
             }
-            Gather::Staged(staging) if matches!(staging.inner, Gather::Direct(_)) => {
-                staging.add(None, line);
-                Ok(())
-            }
+            Gather::Staged(staging) if matches!(staging.inner, Gather::Direct(_)) => staging.add(None, line),
             _ => self.emit(b"", line),
         }
     }
@@ -263,8 +285,7 @@ impl Collector {
                 return output.emit_count(key, count);
             }
             Gather::Staged(staging) if matches!(staging.inner, Gather::Direct(_)) => {
-                staging.add(Some(key), count.to_string().as_bytes());
-                return Ok(());
+                return staging.add(Some(key), count.to_string().as_bytes());
             }
             _ => {}
         }

@@ -116,6 +116,20 @@ impl UserCounters {
         }
     }
 
+    /// Counters of their own for what may not count in the end; signs of life are shared.
+    pub(crate) fn apart(&self) -> Self {
+        Self { inner: Arc::default(), beats: Arc::clone(&self.beats) }
+    }
+
+    /// Adds what was counted apart, and takes its status.
+    pub(crate) fn join(&self, apart: &Self) {
+        let Inner { counters, status } = std::mem::take(&mut *apart.lock());
+        counters.iter().for_each(|(name, counter)| self.count(name, counter.value.load(Ordering::Relaxed)));
+        if !status.is_empty() {
+            self.set_status(&status);
+        }
+    }
+
     /// Tells that the task lives: one that does not for its job's time-out is stopped. Counting by name and a new status tell it too.
     pub fn progressed(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
@@ -168,6 +182,18 @@ mod tests {
         all.merge(&[("a", 5)].into_iter().collect());
         assert_eq!(all.iter().collect::<Vec<_>>(), [("a", 6), ("b", 2)]);
         assert_eq!(all.get("c"), 0);
+    }
+
+    #[test]
+    fn what_is_counted_apart_counts_when_it_is_joined() {
+        let user = UserCounters::default();
+        let (kept, dropped) = (user.apart(), user.apart());
+        [&user, &kept, &dropped].iter().for_each(|one| one.count("n", 2));
+        kept.set_status("half way");
+        assert_eq!(user.all().user("n"), 2);
+        user.join(&kept);
+        assert_eq!((user.all().user("n"), &*user.status()), (4, "half way"));
+        assert!(user.beats() >= 4, "all of them show that the task lives");
     }
 
     #[test]

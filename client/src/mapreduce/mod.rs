@@ -123,6 +123,19 @@ pub trait Mapper: Send {
     fn finish(&mut self, _out: &mut Collector) -> Result<()> {
         Ok(())
     }
+
+    /// Where bad records may be left out: a mapper that learns of one only after it has taken further ones (a command behind a pipe) maps portions.
+    /// `None`: it is handed the records one by one.
+    fn portions(&mut self) -> Option<&mut dyn MapPortions> {
+        None
+    }
+}
+
+/// A mapper that takes a portion of its input as if that were all.
+pub trait MapPortions {
+    /// Maps these records from the first to the last. If it fails with [`ErrorCode::TaskFailed`], one of them is to blame: what it emitted is dropped (what
+    /// it counted is its own affair), and it is called again with fewer, until the bad ones are found and left out.
+    fn map_portion(&mut self, records: &mut dyn Iterator<Item = Record<'_>>, out: &mut Collector) -> Result<()>;
 }
 
 /// Says which record a mapper failed on.

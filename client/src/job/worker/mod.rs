@@ -15,6 +15,7 @@ mod cache;
 mod map;
 mod orders;
 mod output;
+mod portions;
 mod program;
 mod records;
 mod reduce;

@@ -1,4 +1,4 @@
-//! Handing records to a mapper: batch by batch, or, where bad records may be left out, one by one.
+//! Handing records to a mapper: batch by batch, or, where bad records may be left out, one by one, or in portions ([`super::portions`]).
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -11,6 +11,7 @@ use cairn_proto::position::describe;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::Progress;
+use super::portions::Portion;
 use crate::mapreduce::input::{BatchReader, Feed};
 use crate::mapreduce::position::PositionNote;
 use crate::mapreduce::{Batch, Collector, InputFormat, Mapper, Program, Record, Shares, TaskContext, counter};
@@ -70,6 +71,11 @@ impl Mapping {
         let mut batches = BatchReader::new(&self.split, self.format, self.shares.record(), feed)?;
         let mut mapper = self.program.mapper(task)?;
         let (mut skipped, mut records) = (Skipped::default(), 0);
+        if self.may_skip > 0 && mapper.portions().is_some() {
+            self.in_portions(&mut *mapper, &mut batches, &mut out, &mut skipped)?;
+            mapper.finish(&mut out)?;
+            return Ok((out, skipped));
+        }
         while let Some(batch) = batches.next()? {
             self.position.in_batch(batch.offset, records);
             let mapped = if self.may_skip == 0 {
@@ -82,6 +88,28 @@ impl Mapping {
         }
         mapper.finish(&mut out)?;
         Ok((out, skipped))
+    }
+
+    /// Maps all batches, some of them at a time.
+    fn in_portions(
+        &self,
+        mapper: &mut dyn Mapper,
+        batches: &mut BatchReader,
+        out: &mut Collector,
+        skipped: &mut Skipped,
+    ) -> Result<()> {
+        let mut portion = Portion::default();
+        loop {
+            let batch = batches.next()?;
+            let ended = batch.is_none();
+            if batch.is_some_and(|batch| portion.add(batch)) || ended {
+                let mapped = portion.map(self, mapper, out, skipped)?;
+                self.progress.records.fetch_add(mapped, Ordering::Relaxed);
+            }
+            if ended {
+                return Ok(());
+            }
+        }
     }
 
     /// Maps a batch whose first record is number `first`; returns how many it has. What a bad record emitted before its mapper failed is dropped.
@@ -101,7 +129,7 @@ impl Mapping {
                 continue;
             }
             self.position.at_record(record.offset, ordinal);
-            out.stage();
+            out.stage(u64::MAX);
             // A mapper that panics goes on with the next record, as it is; one that cannot must not ask for skipping.
             let why = match catch_unwind(AssertUnwindSafe(|| mapper.map(record, out))) {
                 Ok(Ok(())) => None,
@@ -120,7 +148,14 @@ impl Mapping {
         Ok(ordinal - first)
     }
 
-    fn skip(&self, skipped: &mut Skipped, batch: &Batch, record: &Record<'_>, ordinal: u64, why: String) -> Result<()> {
+    pub(super) fn skip(
+        &self,
+        skipped: &mut Skipped,
+        batch: &Batch,
+        record: &Record<'_>,
+        ordinal: u64,
+        why: String,
+    ) -> Result<()> {
         let position = pb::RecordPosition { path: batch.path.to_string(), offset: record.offset, ordinal, exact: true };
         skipped.count += 1;
         if skipped.count > self.may_skip {

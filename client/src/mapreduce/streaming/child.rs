@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
+use cairn_common::clock::Clock;
 use cairn_common::process;
 use cairn_proto::mapoutput::MAX_RECORD_BYTES;
 use cairn_proto::{Error, ErrorCode, Result};
@@ -51,6 +52,8 @@ pub struct Child {
     scratch: Vec<u8>,
     reporter: Reporter,
     rules: Rules,
+    /// When it is no longer waited for.
+    deadline: Option<Deadline>,
 }
 
 /// What counts as a failure.
@@ -60,6 +63,26 @@ pub struct Rules {
     pub non_zero_exit: bool,
     /// Input that the child did not read.
     pub unread_input: bool,
+}
+
+/// A time by which a child that is only tried must have ended.
+#[derive(Clone)]
+pub struct Deadline {
+    clock: Clock,
+    at_ms: u64,
+}
+
+impl Deadline {
+    /// So many milliseconds from now.
+    pub fn after(ms: u64) -> Self {
+        let clock = Clock::system();
+        Self { at_ms: clock.mono_ms() + ms, clock }
+    }
+
+    /// Milliseconds that are left.
+    pub fn left_ms(&self) -> u64 {
+        self.at_ms.saturating_sub(self.clock.mono_ms())
+    }
 }
 
 /// What the last poll said.
@@ -109,7 +132,21 @@ impl Child {
             scratch: vec![0; READ_BYTES],
             reporter,
             rules,
+            deadline: None,
         })
+    }
+
+    /// Fails with [`ErrorCode::TimedOut`] if it has not ended by then.
+    #[must_use]
+    pub fn until(mut self, deadline: Deadline) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Has it ended by a signal, or with a status that counts as a failure?
+    pub fn crashed(&self) -> bool {
+        let failure = |status: ExitStatus| !status.success() && (self.rules.non_zero_exit || status.signal().is_some());
+        self.status.is_some_and(failure)
     }
 
     /// Where to append input; then call [`Self::feed`].
@@ -180,10 +217,7 @@ impl Child {
     }
 
     fn check_end(&self) -> Result<()> {
-        if let Some(status) = self.status
-            && !status.success()
-            && (self.rules.non_zero_exit || status.signal().is_some())
-        {
+        if let Some(status) = self.status.filter(|_| self.crashed()) {
             return Err(self.failed(&how_it_ended(status)));
         }
         if self.unread > 0 && self.rules.unread_input {
@@ -206,9 +240,16 @@ impl Child {
         let stderr = add(&mut fds, self.stderr.as_ref().map(AsFd::as_fd), PollFlags::IN);
         let running = self.status.is_none();
         let ended = add(&mut fds, running.then(|| self.ended.as_fd()), PollFlags::IN);
-        let limit = if running { None } else { Some(&AFTER_END) };
+        let left = self.deadline.as_ref().map(|deadline| Timespec {
+            tv_sec: (deadline.left_ms() / 1_000).cast_signed(),
+            tv_nsec: (deadline.left_ms() % 1_000 * 1_000_000).cast_signed(),
+        });
+        let limit = if running { left.as_ref() } else { Some(&AFTER_END) };
         loop {
             match poll(&mut fds, limit) {
+                Ok(0) if running => {
+                    return Err(Error::new(ErrorCode::TimedOut, format!("the {} has not ended in time", self.name)));
+                }
                 Ok(0) => return Ok(None),
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -332,7 +373,8 @@ fn cannot_start(name: &str, error: &std::io::Error) -> Error {
         Some(libc::ENOEXEC | libc::E2BIG) => ErrorCode::InvalidArgument,
         Some(libc::ENOENT) => ErrorCode::FileNotFound,
         Some(libc::EACCES | libc::EPERM) => ErrorCode::PermissionDenied,
-        _ => ErrorCode::TaskFailed,
+        // No record is to blame.
+        _ => ErrorCode::Io,
     };
     let why = match error.raw_os_error() {
         Some(libc::ENOEXEC) => "it is no program, and has no first line like \"#!/usr/bin/env python3\"".into(),

@@ -53,6 +53,12 @@ impl Combining {
         if used < self.budget { Ok(()) } else { self.run(sink, out) }
     }
 
+    /// Forgets what has gathered.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.entries.clear();
+    }
+
     /// Runs the combiner over what has gathered.
     pub fn run(&mut self, sink: &mut Sink, out: &mut Collector) -> Result<()> {
         if self.entries.is_empty() {
@@ -72,8 +78,7 @@ impl Combining {
         child.finish(&mut each)?;
         // The memory is used again.
         (self.arena, self.entries) = (arena, entries);
-        self.arena.clear();
-        self.entries.clear();
+        self.clear();
         Ok(())
     }
 }

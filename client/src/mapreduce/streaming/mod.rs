@@ -14,9 +14,11 @@ mod combine;
 mod command;
 mod environment;
 mod keys;
+mod lines;
 mod reporter;
+mod suspect;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use cairn_proto::{Error, ErrorCode, Result};
@@ -25,11 +27,10 @@ use self::child::{Child, Rules};
 use self::combine::Combining;
 use self::command::CommandLine;
 use self::keys::{Cut, KeyOrder};
+use self::lines::Lines;
 use self::reporter::Reporter;
 use super::fields::Separator;
-use super::{
-    Batch, Collector, InputFormat, Mapper, Output, Partitioner, Program, Record, Reducer, TaskContext, Values,
-};
+use super::{Collector, InputFormat, Mapper, Output, Partitioner, Program, Reducer, TaskContext, Values, builtin};
 
 /// Names of the properties.
 #[allow(missing_docs)] // they are Hadoop's, but for the first few
@@ -139,8 +140,10 @@ impl Program for Streaming {
 
     fn mapper(&self, task: &TaskContext) -> Result<Box<dyn Mapper>> {
         let combining = self.combiner.clone().map(|stage| Combining::new(stage, task, task.program_memory / 2));
+        let may_skip = task.parsed(builtin::property::SKIP_RECORDS, 0u64)? > 0;
         Ok(Box::new(Lines {
-            child: self.mapper.start(task)?,
+            stage: self.mapper.clone(),
+            child: if may_skip { None } else { Some(self.mapper.start(task)?) },
             sink: Sink {
                 cut: self.cut.clone(),
                 order: self.order.clone(),
@@ -150,6 +153,7 @@ impl Program for Streaming {
             },
             combining,
             task: task.clone(),
+            recent: VecDeque::new(),
         }))
     }
 
@@ -181,6 +185,15 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts its child in a folder with the job's files.
     fn start(&self, task: &TaskContext) -> Result<Child> {
+        self.start_with(task, Reporter::new(task.clone(), &self.prefix))
+    }
+
+    /// The same, where nothing that it says is kept.
+    fn try_out(&self, task: &TaskContext) -> Result<Child> {
+        self.start_with(task, Reporter::new(task.clone(), &self.prefix).silent())
+    }
+
+    fn start_with(&self, task: &TaskContext, reporter: Reporter) -> Result<Child> {
         let dir = folder(task)?;
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".into());
         let plain = task.property(property::PLAIN_FILES).unwrap_or_default();
@@ -191,7 +204,7 @@ impl Stage {
         let path = format!("{}:{path}", dir.display());
         command.env("PATH", path).env("HOME", &dir).env("PWD", &dir).env("TMPDIR", &task.work_dir);
         let name = format!("{} {:?}", self.role, self.text);
-        Child::start(name, command, Reporter::new(task.clone(), &self.prefix), self.rules)
+        Child::start(name, command, reporter, self.rules)
     }
 
     /// Appends a record, under the key that travels, to the child's input.
@@ -252,71 +265,6 @@ impl Sink {
         }
         let (key, value) = self.record(line);
         out.emit(key, value)
-    }
-}
-
-struct Lines {
-    child: Child,
-    sink: Sink,
-    combining: Option<Combining>,
-    task: TaskContext,
-}
-
-/// What happens to a line of the mapper.
-fn take(line: &[u8], sink: &mut Sink, combining: &mut Option<Combining>, out: &mut Collector) -> Result<()> {
-    let Some(combining) = combining else { return sink.collect(line, out) };
-    let mut key = std::mem::take(&mut sink.key);
-    let (cut_key, value) = sink.cut.split(line);
-    let result = if sink.order.is_plain() {
-        combining.add(cut_key, value, sink, out)
-    } else {
-        sink.order.encode(cut_key, &mut key);
-        combining.add(&key, value, sink, out)
-    };
-    sink.key = key;
-    result
-}
-
-impl Lines {
-    fn feed(&mut self, out: &mut Collector) -> Result<()> {
-        let Self { child, sink, combining, .. } = self;
-        child.feed(&mut |line| take(line, sink, combining, out))
-    }
-}
-
-impl Mapper for Lines {
-    fn map(&mut self, record: Record<'_>, out: &mut Collector) -> Result<()> {
-        let input = self.child.input();
-        input.extend_from_slice(record.bytes);
-        input.push(b'\n');
-        self.feed(out)
-    }
-
-    fn map_batch(&mut self, batch: &Batch, out: &mut Collector) -> Result<u64> {
-        let mut lines = 0;
-        // A batch may be as long as the longest line; it goes in pieces, so that output is taken meanwhile.
-        for piece in batch.bytes.chunks(child::FEED_BYTES) {
-            lines += memchr::memchr_iter(b'\n', piece).count() as u64;
-            self.child.input().extend_from_slice(piece);
-            self.feed(out)?;
-        }
-        if batch.bytes.last().is_some_and(|last| *last != b'\n') {
-            self.child.input().push(b'\n');
-            lines += 1;
-        }
-        Ok(lines)
-    }
-
-    fn finish(&mut self, out: &mut Collector) -> Result<()> {
-        let Self { child, sink, combining, task } = self;
-        child.finish(&mut |line| take(line, sink, combining, out))?;
-        if let Some(combining) = combining {
-            combining.run(sink, out)?;
-        }
-        if sink.no_separator > 0 {
-            task.count(NO_SEPARATOR, sink.no_separator);
-        }
-        Ok(())
     }
 }
 

@@ -14,12 +14,21 @@ pub struct Reporter {
     prefix: String,
     line: Vec<u8>,
     news: bool,
+    /// Nothing is passed on to people.
+    silent: bool,
 }
 
 impl Reporter {
     /// Reports for `task`; lines for us start with `prefix` ("reporter:").
     pub fn new(task: TaskContext, prefix: &str) -> Self {
-        Self { task, prefix: prefix.to_owned(), line: Vec::new(), news: false }
+        Self { task, prefix: prefix.to_owned(), line: Vec::new(), news: false, silent: false }
+    }
+
+    /// What is not for us goes nowhere.
+    #[must_use]
+    pub fn silent(mut self) -> Self {
+        self.silent = true;
+        self
     }
 
     /// Takes bytes as they come.
@@ -35,7 +44,7 @@ impl Reporter {
                 }
             }
         }
-        pass_on(&people);
+        self.pass_on(&people);
     }
 
     /// Tells that the task lives.
@@ -53,7 +62,14 @@ impl Reporter {
         let mut line = std::mem::take(&mut self.line);
         if !line.is_empty() && !self.report(&line) {
             line.push(b'\n');
-            pass_on(&line);
+            self.pass_on(&line);
+        }
+    }
+
+    fn pass_on(&self, bytes: &[u8]) {
+        if !bytes.is_empty() && !self.silent {
+            // The log is full or its reader gone: the task goes on without.
+            let _ = std::io::stderr().write_all(bytes);
         }
     }
 
@@ -77,13 +93,6 @@ impl Reporter {
         let Some((group, name, amount)) = counter else { return false };
         self.task.count(&format!("{group}.{name}"), amount);
         true
-    }
-}
-
-fn pass_on(bytes: &[u8]) {
-    if !bytes.is_empty() {
-        // The log is full or its reader gone: the task goes on without.
-        let _ = std::io::stderr().write_all(bytes);
     }
 }
 
