@@ -1,4 +1,5 @@
-//! PageRank: a driver that runs one job per iteration, each on the output of the one before.
+//! PageRank: a graph of jobs, one per iteration, each on the output of the one before. What an iteration hands to the next has one replica; if it is lost with
+//! its node, the iterations that made it run again.
 //!
 //! Input lines `page TAB page page ...` (the pages that it links to; each page has one line). The result, in `OUTPUT/final`, has lines
 //! `page TAB rank TAB page page ...`.
@@ -9,8 +10,8 @@
 
 use std::process::ExitCode;
 
-use cairn_client::fs::{ClientSettings, FileSystem, RenameMode};
-use cairn_client::job::{JobReport, JobSpec};
+use cairn_client::fs::{ClientSettings, FileSystem};
+use cairn_client::job::{GraphStage, JobGraph, JobObserver, JobSpec, JobState, StageReport};
 use cairn_client::mapreduce::typed::{Emit, Job, Map, Reduce, TypedValues};
 use cairn_client::mapreduce::{self, Error, ErrorCode, Jobs, Launcher, Output, Record, Result, TaskContext};
 use cairn_common::Env;
@@ -108,28 +109,62 @@ fn define(jobs: &mut Jobs) {
     });
 }
 
+/// What the stages counted: pages, and the rank of those without links.
+fn counted<'a>(stages: impl Iterator<Item = &'a StageReport>) -> (u64, f64) {
+    let counters = stages.filter_map(|stage| stage.report.as_ref()).map(|report| &report.counters);
+    counters.fold((0, 0.0), |(pages, lost), one| (pages + one.user(PAGES), lost + one.user(DANGLING) as f64 * UNIT))
+}
+
+const FIRST: &str = "step 0";
+
+/// An iteration needs to know what the one before counted; pages are counted by the first job.
+fn refine(name: &str, spec: JobSpec, before: &[StageReport]) -> JobSpec {
+    if name == FIRST {
+        return spec;
+    }
+    let (pages, _) = counted(before.iter());
+    let (_, lost) = counted(before.iter().filter(|stage| before.len() == 1 || stage.name != FIRST));
+    spec.with("pages", &pages.to_string()).with("dangling", &lost.to_string())
+}
+
+const USAGE: &str = "usage: pagerank NAMENODE INPUT OUTPUT ITERATIONS [REPLICAS], of what one iteration hands to the next (1 if not said)";
+
 async fn drive(jobs: Jobs, arguments: Vec<String>) -> Result<()> {
-    let [namenode, input, output, iterations] = &arguments[..] else {
-        return Err(Error::new(ErrorCode::InvalidArgument, "usage: pagerank NAMENODE INPUT OUTPUT ITERATIONS"));
-    };
-    let usage = |_| Error::new(ErrorCode::InvalidArgument, format!("{iterations} is not a number of iterations"));
-    let iterations: u32 = iterations.parse().map_err(usage)?;
+    let refuse = |text: &str| Error::new(ErrorCode::InvalidArgument, text);
+    let [namenode, input, output, iterations, rest @ ..] = &arguments[..] else { return Err(refuse(USAGE)) };
+    let number = |text: &String| text.parse::<u32>().map_err(|_| refuse(USAGE));
+    let (iterations, replicas) = (number(iterations)?, rest.first().map(number).transpose()?.unwrap_or(0));
     let fs = FileSystem::connect(Env::system(), ClientSettings::at(namenode.as_str())).await?;
     let launcher = Launcher::new(fs, jobs);
-    let step = |number: u32| format!("{output}/step-{number}");
-    let report = launcher.run(JobSpec::new("start", vec![input.clone()], &step(0))).await?;
-    let pages = report.counters.user(PAGES);
-    let dangling = |report: &JobReport| report.counters.user(DANGLING) as f64 * UNIT;
-    let mut lost = dangling(&report);
-    for number in 1..=iterations {
-        let spec = JobSpec::new("iterate", vec![step(number - 1)], &step(number))
-            .with("pages", &pages.to_string())
-            .with("dangling", &lost.to_string());
-        lost = dangling(&launcher.run(spec).await?);
-        launcher.fs().delete(&step(number - 1), true).await?;
-        println!("iteration {number} of {iterations}: {pages} pages");
+    let step = |number: u32| match number {
+        last if last == iterations => format!("{output}/final"),
+        number => format!("{output}/step-{number}"),
+    };
+    let mut graph = JobGraph::new();
+    for number in 0..=iterations {
+        let mut spec = match number {
+            0 => JobSpec::new("start", vec![input.clone()], &step(0)),
+            _ => JobSpec::new("iterate", vec![step(number - 1)], &step(number)),
+        };
+        let temporary = number < iterations;
+        if temporary {
+            spec.output_replication = replicas;
+        }
+        let after = if number > 1 { vec![FIRST.to_owned()] } else { Vec::new() };
+        let (name, spec) = (format!("step {number}"), launcher.prepare(spec).await?);
+        graph = graph.with(GraphStage { name, spec, after, temporary });
     }
-    launcher.fs().rename(&step(iterations), &format!("{output}/final"), RenameMode::NoReplace).await
+    let id = format!("pagerank-{}", launcher.fs().env().clock.wall_ms());
+    let observe = |stage: &str| {
+        println!("{stage} of {iterations}");
+        JobObserver::none()
+    };
+    let refine = async |name: &str, spec: JobSpec, before: &[StageReport]| Ok(refine(name, spec, before));
+    let report = graph.run_with(launcher.fs(), &id, observe, refine).await?;
+    let failed = |stage: &StageReport| stage.report.as_ref().is_none_or(|job| job.state != JobState::Succeeded);
+    let Some(StageReport { name, report, why, .. }) = report.stages.into_iter().find(failed) else { return Ok(()) };
+    let error = report.and_then(|job| job.failure).map(|error| error.message().to_owned());
+    Err(Error::new(ErrorCode::JobFailed, format!("{name}: {}", error.or(why).unwrap_or_default())))
 }
 
 fn main() -> ExitCode {

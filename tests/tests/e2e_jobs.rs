@@ -170,6 +170,42 @@ fn a_graph_runs_its_stages_in_order_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_a_graph_hands_on_and_loses_with_its_node_is_made_again() {
+    let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let local = cluster.local_file("text", &data::text(9, 2 << 20, 20_000));
+    cluster.cairn(&["put", "--block-size", "1m", &local, "/text"]).ok();
+    cluster.put("/small", b"one line\n", &[]);
+    let gate = cluster.local_file("gate", b"");
+    std::fs::remove_file(&gate).unwrap();
+    let waits = format!("sh -c 'cat; while [ ! -e {gate} ]; do echo reporter:status:waits >&2; sleep 0.1; done'");
+    let description = serde_json::json!({"id": "g", "stage": [
+        {"name": "copy", "job": ["sort", "/text", "/copy"], "temporary": true},
+        {"name": "words", "job": ["wordcount", "--reducers", "2", "/copy", "/words"], "temporary": true},
+        {"name": "gate", "after": ["words"],
+            "job": ["streaming", "--input", "/small", "--output", "/gate", "--mapper", waits, "--reducers", "0"]},
+        {"name": "sorted", "after": ["gate"], "job": ["sort", "/words", "/sorted"]},
+    ]});
+    let file = cluster.local_file("graph.json", description.to_string().as_bytes());
+    let job = cluster.command(&["--json", "job", "graph", &file]);
+    let job = { job }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the words are counted and their input is gone", Duration::from_secs(60), || {
+        let names = |path: &str| cluster.cairn(&["stat", path]).code == 0;
+        names("/words/_SUCCESS") && !names("/copy")
+    });
+    let blocks = cluster.blocks("/words/part-r-00000");
+    let replicas = blocks[0]["replicas"].as_array().unwrap();
+    assert_eq!(replicas.len(), 1, "one replica is handed on: {blocks:?}");
+    let host = replicas[0]["host"].as_str().unwrap().to_owned();
+    cluster.kill_datanode((0..4).find(|at| host == format!("dn{}", at + 1)).unwrap());
+    std::fs::write(&gate, b"").unwrap();
+    let report = Run::of_child("job graph", job, Duration::from_secs(180)).json();
+    assert_eq!(report["state"], "succeeded", "{report}");
+    let remade: Vec<&Value> = report["stages"].as_array().unwrap().iter().map(|stage| &stage["remade"]).collect();
+    assert_eq!(remade, [1, 1, 0, 0], "{report}");
+    assert_counts(&cluster, &local, "/sorted");
+}
+
+#[test]
 fn a_datanode_killed_during_a_word_count_does_not_change_the_result() {
     let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
     let local = cluster.local_file("text", &data::text(6, 48 << 20, 400_000));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use cairn_client::fs::{Error, ErrorCode, FileSystem, Result};
-use cairn_client::job::{GraphReport, GraphStage, JobGraph, JobObserver, JobSpec, JobState};
+use cairn_client::job::{GraphReport, GraphStage, JobGraph, JobObserver, JobSpec, JobState, StageReport};
 use cairn_common::process;
 use serde::Deserialize;
 
@@ -108,7 +108,7 @@ async fn run(
         observer
     };
     // Samples and sizes are taken when the input is there.
-    let refine = async |name: &str, spec: JobSpec| -> Result<JobSpec> {
+    let refine = async |name: &str, spec: JobSpec, _: &[StageReport]| -> Result<JobSpec> {
         let Some(command) = commands.get(name) else { return Ok(spec) };
         specify(fs, command, true).await.map_err(|failure| match failure {
             Failure::Error(error) => error,
@@ -137,8 +137,12 @@ fn show(out: &mut Out, report: &GraphReport) -> Outcome {
         for stage in &report.stages {
             let row = match (&stage.report, &stage.why) {
                 (Some(job), _) => {
-                    let state = if stage.earlier { "succeeded before" } else { job.state.as_str() };
-                    vec![state.to_owned(), job.id.clone(), human_millis(job.wall_ms), job.output.clone()]
+                    let state = match (stage.earlier, stage.remade) {
+                        (true, _) => "succeeded before".to_owned(),
+                        (false, 0) => job.state.as_str().to_owned(),
+                        (false, remade) => format!("{} (made again: {remade})", job.state.as_str()),
+                    };
+                    vec![state, job.id.clone(), human_millis(job.wall_ms), job.output.clone()]
                 }
                 (None, why) => vec!["not run".into(), String::new(), String::new(), why.clone().unwrap_or_default()],
             };

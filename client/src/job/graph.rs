@@ -5,12 +5,18 @@
 //! other run side by side and share the slots as any two jobs do. Stages hand over through the file system: the output of each appears by one rename, so what a stage reads is
 //! complete. A stage that fails takes those after it along; the others go on.
 //!
+//! # What is handed on
+//! The output of a stage that is marked as [`GraphStage::temporary`] has one replica (unless its job says otherwise), which lies where its reduce ran: the next
+//! stage's maps run there and read it from that node's page cache, or from its disk where memory is short. Nothing of it crosses the network, and nothing is kept twice.
+//! When a stage fails and such an input of it is no longer whole, the stages that made it run again, back to what is still there, and then that stage.
+//!
 //! # Resuming
 //! The job of stage `k` of graph `G` has the id `G-s<k>`. So the same graph run again under the same id goes on where it was: stages that succeeded are
-//! left alone, one whose driver died is resumed ([`super::resume`]), one that failed is tried again under the next id (`G-s<k>-2`, and so on).
+//! left alone, one whose driver died is resumed ([`super::resume`]), one that failed (or whose output was lost) is tried again under the next id
+//! (`G-s<k>-2`, and so on).
 //!
 //! # Leftovers
-//! The output of a stage that is marked as [`GraphStage::temporary`] is deleted when all stages that read it have succeeded.
+//! The output of a temporary stage is deleted when all stages that read it have succeeded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +36,10 @@ use crate::fs::FileSystem;
 const MAX_STAGES: usize = 1_000;
 /// Jobs that one stage may use up over all runs of its graph.
 const MAX_TRIES: u32 = 100;
+/// How often a stage's lost output is made again in one run.
+const MAX_REMADE: u32 = 3;
+/// Replicas of what is handed on from stage to stage.
+const HANDED_ON_REPLICATION: u32 = 1;
 
 /// One job of a graph.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,6 +71,9 @@ pub struct StageReport {
     pub earlier: bool,
     /// Why there is no report.
     pub why: Option<String>,
+    /// How often it was run again in this run of the graph, because its output was lost before all had read it.
+    #[serde(default)]
+    pub remade: u32,
 }
 
 /// A graph that is over.
@@ -109,7 +122,7 @@ impl JobGraph {
         id: &str,
         observe: impl FnMut(&str) -> JobObserver,
     ) -> Result<GraphReport> {
-        self.run_with(fs, id, observe, async |_: &str, spec| Ok(spec)).await
+        self.run_with(fs, id, observe, async |_: &str, spec, _: &[StageReport]| Ok(spec)).await
     }
 
     /// Can it be run? Fails if a stage's name or output is not its own, if it comes after one that there is not, or after itself.
@@ -117,13 +130,14 @@ impl JobGraph {
         Order::of(&self.stages).map(drop)
     }
 
-    /// [`Self::run`], where `refine` makes a stage's whole job of its specification when all that it reads is there: samples can be taken only then.
+    /// [`Self::run`], where `refine` makes a stage's whole job of its specification when all that it reads is there: samples can be taken only then. It is
+    /// given the reports of the stages that had to come before.
     pub async fn run_with(
         &self,
         fs: &FileSystem,
         id: &str,
         mut observe: impl FnMut(&str) -> JobObserver,
-        refine: impl AsyncFn(&str, JobSpec) -> Result<JobSpec>,
+        refine: impl AsyncFn(&str, JobSpec, &[StageReport]) -> Result<JobSpec>,
     ) -> Result<GraphReport> {
         let refine = &refine;
         check_id(id)?;
@@ -135,12 +149,17 @@ impl JobGraph {
         loop {
             for at in standing.ready() {
                 let stage = &self.stages[at];
-                let observer = observe(&stage.name);
-                running.push(async move { (at, run_stage(fs, id, at, stage, observer, refine).await) });
+                let (observer, remade) = (observe(&stage.name), standing.remade[at]);
+                let before = standing.order.before[at].iter().filter_map(|one| reports[*one].clone()).collect();
+                let turn = Turn { graph: id, at, stage, before, remade };
+                running.push(async move { (at, turn.run(fs, observer, refine).await) });
             }
             let Some((at, report)) = running.next().await else { break };
             let succeeded = report.report.as_ref().is_some_and(|report| report.state == JobState::Succeeded);
             reports[at] = Some(report);
+            if !succeeded && self.make_again(fs, at, &mut standing).await {
+                continue;
+            }
             for done in standing.ended(at, succeeded) {
                 self.remove_temporary(fs, done).await;
             }
@@ -150,6 +169,7 @@ impl JobGraph {
             report: None,
             earlier: false,
             why: Some("a stage before it did not succeed".into()),
+            remade: 0,
         };
         let reports = self.stages.iter().zip(reports);
         let stages: Vec<_> = reports.map(|(stage, report)| report.unwrap_or_else(|| skipped(stage))).collect();
@@ -163,6 +183,29 @@ impl JobGraph {
         })
     }
 
+    /// A stage has failed. If temporary inputs of it are lost, they are made again, and it is run again: true.
+    async fn make_again(&self, fs: &FileSystem, at: usize, standing: &mut Standing) -> bool {
+        let mut lost = false;
+        for source in standing.sources(at) {
+            if standing.succeeded.contains(&source) {
+                if standing.remade[source] >= MAX_REMADE || is_whole(fs, &self.stages[source].spec.output).await {
+                    continue;
+                }
+                for again in standing.lost(source) {
+                    let GraphStage { name, spec, .. } = &self.stages[again];
+                    tracing::warn!(stage = name, path = spec.output, "the output was lost: the stage is run again");
+                    // What cannot be deleted stands in the way of the new output, which says so.
+                    let _ = fs.delete(&spec.output, true).await;
+                }
+            }
+            lost = true;
+        }
+        if lost {
+            standing.started.remove(&at);
+        }
+        lost
+    }
+
     /// The output of a stage that nobody reads any more.
     async fn remove_temporary(&self, fs: &FileSystem, at: usize) {
         let stage = &self.stages[at];
@@ -174,44 +217,86 @@ impl JobGraph {
     }
 }
 
-/// Runs one stage, or finds that it has been run.
-async fn run_stage(
-    fs: &FileSystem,
-    graph: &str,
-    at: usize,
-    stage: &GraphStage,
-    observer: JobObserver,
-    refine: &impl AsyncFn(&str, JobSpec) -> Result<JobSpec>,
-) -> StageReport {
-    let ended = |report, earlier| StageReport { name: stage.name.clone(), report: Some(report), earlier, why: None };
-    let failed = |error: Error| StageReport {
-        name: stage.name.clone(),
-        report: None,
-        earlier: false,
-        why: Some(error.message().to_owned()),
-    };
-    for attempt in 1..=MAX_TRIES {
-        let job_id = match attempt {
-            1 => format!("{graph}-s{at}"),
-            _ => format!("{graph}-s{at}-{attempt}"),
-        };
-        match history::report(fs, &job_id).await {
-            Ok(report) if report.state == JobState::Succeeded => return ended(report, true),
-            Ok(_) => continue,
-            Err(error) if error.code() != ErrorCode::FileNotFound => return failed(error),
-            Err(_) => {}
+/// Can all of it be read? A byte of each block tells.
+async fn is_whole(fs: &FileSystem, output: &str) -> bool {
+    let look = async {
+        for file in fs.list_all(output).await? {
+            let reader = fs.open(&file.path).await?;
+            for block in fs.block_locations(&file.path, 0, file.length).await? {
+                reader.read_range(block.offset, 1).await?;
+            }
         }
-        let report = match fs.exists(&folder(&job_id)).await {
-            Ok(true) => resume(fs, &job_id, false, observer).await,
-            Ok(false) => match refine(&stage.name, stage.spec.clone()).await {
-                Ok(spec) => run(fs, JobSpec { id: Some(job_id), ..spec }, observer).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        };
-        return report.map_or_else(failed, |report| ended(report, false));
+        Ok::<(), Error>(())
+    };
+    look.await.is_ok()
+}
+
+/// A stage that is to run.
+struct Turn<'a> {
+    graph: &'a str,
+    at: usize,
+    stage: &'a GraphStage,
+    /// Of the stages before it.
+    before: Vec<StageReport>,
+    /// How often its output was lost.
+    remade: u32,
+}
+
+impl Turn<'_> {
+    fn ended(&self, report: JobReport, earlier: bool) -> StageReport {
+        let name = self.stage.name.clone();
+        StageReport { name, report: Some(report), earlier, why: None, remade: self.remade }
     }
-    failed(Error::new(ErrorCode::JobFailed, format!("stage {} was tried {MAX_TRIES} times", stage.name)))
+
+    fn failed(&self, error: &Error) -> StageReport {
+        let (name, why) = (self.stage.name.clone(), Some(error.message().to_owned()));
+        StageReport { name, report: None, earlier: false, why, remade: self.remade }
+    }
+
+    /// Runs the stage, or finds that it has been run.
+    async fn run(
+        self,
+        fs: &FileSystem,
+        observer: JobObserver,
+        refine: &impl AsyncFn(&str, JobSpec, &[StageReport]) -> Result<JobSpec>,
+    ) -> StageReport {
+        let (graph, at) = (self.graph, self.at);
+        for attempt in 1..=MAX_TRIES {
+            let job_id = match attempt {
+                1 => format!("{graph}-s{at}"),
+                _ => format!("{graph}-s{at}-{attempt}"),
+            };
+            match history::report(fs, &job_id).await {
+                Ok(report) if report.state == JobState::Succeeded && self.remade == 0 => {
+                    return self.ended(report, true);
+                }
+                Ok(_) => continue,
+                Err(error) if error.code() != ErrorCode::FileNotFound => return self.failed(&error),
+                Err(_) => {}
+            }
+            let report = match fs.exists(&folder(&job_id)).await {
+                Ok(true) => resume(fs, &job_id, false, observer).await,
+                Ok(false) => match refine(&self.stage.name, self.stage.spec.clone(), &self.before).await {
+                    Ok(spec) => run(fs, JobSpec { id: Some(job_id), ..self.handing_on(spec) }, observer).await,
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            };
+            return match report {
+                Ok(report) => self.ended(report, false),
+                Err(error) => self.failed(&error),
+            };
+        }
+        let text = format!("stage {} was tried {MAX_TRIES} times", self.stage.name);
+        self.failed(&Error::new(ErrorCode::JobFailed, text))
+    }
+
+    fn handing_on(&self, mut spec: JobSpec) -> JobSpec {
+        if self.stage.temporary && spec.output_replication == 0 {
+            spec.output_replication = HANDED_ON_REPLICATION;
+        }
+        spec
+    }
 }
 
 fn check_id(id: &str) -> Result<()> {
@@ -229,6 +314,8 @@ struct Order {
     before: Vec<BTreeSet<usize>>,
     /// By stage: those that read its output.
     readers: Vec<BTreeSet<usize>>,
+    /// By stage: its output is only for others.
+    temporary: Vec<bool>,
 }
 
 impl Order {
@@ -248,8 +335,9 @@ impl Order {
             }
             outputs.push(output);
         }
-        let mut order =
-            Self { before: vec![BTreeSet::new(); stages.len()], readers: vec![BTreeSet::new(); stages.len()] };
+        let none = vec![BTreeSet::new(); stages.len()];
+        let temporary = stages.iter().map(|stage| stage.temporary).collect();
+        let mut order = Self { before: none.clone(), readers: none, temporary };
         for (at, stage) in stages.iter().enumerate() {
             for name in &stage.after {
                 let Some(other) = names.get(name.as_str()) else {
@@ -296,11 +384,37 @@ struct Standing {
     started: BTreeSet<usize>,
     succeeded: BTreeSet<usize>,
     removed: BTreeSet<usize>,
+    /// By stage: how often it was lost.
+    remade: Vec<u32>,
 }
 
 impl Standing {
     fn new(order: Order) -> Self {
-        Self { order, started: BTreeSet::new(), succeeded: BTreeSet::new(), removed: BTreeSet::new() }
+        let remade = vec![0; order.before.len()];
+        Self { order, started: BTreeSet::new(), succeeded: BTreeSet::new(), removed: BTreeSet::new(), remade }
+    }
+
+    /// Temporary stages whose output a stage reads.
+    fn sources(&self, at: usize) -> Vec<usize> {
+        let reads = |other: &usize| self.order.temporary[*other] && self.order.readers[*other].contains(&at);
+        (0..self.order.readers.len()).filter(reads).collect()
+    }
+
+    /// The output of a stage that had succeeded is lost: it is to run again, and so are those before it whose outputs went when it had read them.
+    /// Returns all of them.
+    fn lost(&mut self, at: usize) -> Vec<usize> {
+        let (mut all, mut next) = (vec![at], 0);
+        while let Some(lost) = all.get(next).copied() {
+            next += 1;
+            self.started.remove(&lost);
+            self.succeeded.remove(&lost);
+            self.removed.remove(&lost);
+            self.remade[lost] += 1;
+            let gone = self.sources(lost).into_iter().filter(|source| self.removed.contains(source));
+            let gone: Vec<usize> = gone.filter(|source| !all.contains(source)).collect();
+            all.extend(gone);
+        }
+        all
     }
 
     /// Stages to start now; each is named once.
@@ -353,6 +467,30 @@ mod tests {
         assert_eq!(standing.ready(), [0]);
         assert_eq!(standing.ended(0, true), [1, 2], "their outputs have been read");
         assert!(standing.ended(3, true).is_empty());
+    }
+
+    #[test]
+    fn what_is_lost_is_made_again_back_to_what_is_there() {
+        let chain = JobGraph::new()
+            .stage("kept", job(&["/in"], "/kept"))
+            .temporary("a", job(&["/kept"], "/a"))
+            .temporary("b", job(&["/a"], "/b"))
+            .stage("c", job(&["/b"], "/c"));
+        let mut standing = Standing::new(Order::of(&chain.stages).unwrap());
+        for at in 0..3 {
+            assert_eq!(standing.ready(), [at]);
+            standing.ended(at, true);
+        }
+        assert!(standing.removed.contains(&1), "it has been read");
+        assert_eq!(standing.ready(), [3]);
+        assert_eq!(standing.sources(3), [2]);
+        standing.started.remove(&3);
+        assert_eq!(standing.lost(2), [2, 1], "its input is gone, that input's is not");
+        assert_eq!((&standing.remade[..], standing.ready()), (&[0, 1, 1, 0][..], vec![1]));
+        standing.ended(1, true);
+        assert_eq!(standing.ready(), [2]);
+        assert_eq!(standing.ended(2, true), [1], "it goes again");
+        assert_eq!(standing.ready(), [3]);
     }
 
     #[test]
