@@ -15,6 +15,7 @@ pub mod input;
 pub mod log;
 pub mod meter;
 pub mod node;
+pub mod records;
 pub mod text;
 
 use cairn_common::entropy::Entropy;
@@ -71,6 +72,27 @@ pub const TARGETS: &[Target] = &[
         seeds: formats::map_output_seeds,
         memory: 64 * MIB,
         rounds: 100,
+    },
+    Target {
+        name: "container",
+        run: records::container,
+        seeds: records::container_seeds,
+        memory: 64 * MIB,
+        rounds: 1_000,
+    },
+    Target {
+        name: "encoding",
+        run: records::encoding,
+        seeds: records::encoding_seeds,
+        memory: 4 * MIB,
+        rounds: 20_000,
+    },
+    Target {
+        name: "position_note",
+        run: records::position_note,
+        seeds: records::position_seeds,
+        memory: MIB,
+        rounds: 5_000,
     },
     Target { name: "messages", run: formats::messages, seeds: formats::message_seeds, memory: 4 * MIB, rounds: 5_000 },
     Target { name: "errors", run: formats::errors, seeds: formats::error_seeds, memory: MIB, rounds: 2_000 },
