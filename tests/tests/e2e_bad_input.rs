@@ -266,3 +266,23 @@ fn a_local_target_that_cannot_be_written_is_named() {
     );
     full.fails_naming(1, &["space"]);
 }
+
+#[test]
+fn a_damaged_gzip_is_told_with_task_node_and_place() {
+    let cluster = Cluster::small();
+    let plain = cluster.local_file("text", &data::text(17, 300_000, 2_000));
+    let packed = std::process::Command::new("gzip").args(["-c", &plain]).output().unwrap().stdout;
+    let mut flipped = packed.clone();
+    flipped[packed.len() / 2] ^= 0x10;
+    cluster.put("/whole.gz", &packed, &[]);
+    cluster.put("/flipped.gz", &flipped, &[]);
+    cluster.put("/cut.gz", &packed[..packed.len() / 2], &[]);
+    cluster.put("/none.gz", b"this is no gzip", &[]);
+    cluster.cairn(&["job", "streaming", "--input", "/whole.gz", "--output", "/out", "--mapper", "cat"]).ok();
+    for input in ["/flipped.gz", "/cut.gz", "/none.gz"] {
+        let line = ["job", "streaming", "--input", input, "--output", "/x", "--mapper", "cat", "--reducers", "0"];
+        let parts = ["map 0", "on dn", input, "gzip data are damaged or cut off at about byte"];
+        cluster.cairn(&line).fails_naming(1, &parts);
+        cluster.cairn(&["stat", "/x"]).fails(1);
+    }
+}

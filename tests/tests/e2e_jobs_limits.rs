@@ -107,3 +107,27 @@ fn what_attempts_said_is_read_after_the_end_of_their_job() {
     let listed = cluster.json(&["job", "ls"]);
     assert_eq!((&listed[0]["id"], &listed[0]["state"]), (&report["id"], &"failed".into()));
 }
+
+#[test]
+fn two_users_get_half_of_the_slots_each() {
+    let cluster = Cluster::start(ClusterOptions::new(2, 1).more("[datanode]\ntask_slots = 2"));
+    (0..60).for_each(|at| cluster.put_in_folders(&format!("/in/{at:02}"), b"one line\n", &[]));
+    cluster.cairn(&["mkdir", "/ann"]).ok();
+    cluster.cairn(&["chown", "ann", "/ann"]).ok();
+    let start = |user: &str, output: &str| {
+        let line = ["--user", user, "job", "run", "--detach", "--", "streaming", "--input", "/in", "--output", output];
+        let flags = ["--reducers", "0", "--mapper", "sh -c 'cat; sleep 0.7'"];
+        cluster.json(&[&line[..], &flags].concat())["id"].as_str().unwrap().to_owned()
+    };
+    let status = |user: &str, id: &str| cluster.json(&["--user", user, "job", "status", id]);
+    let root = start("root", "/out");
+    wait_until("the first job has all slots", Duration::from_secs(60), || status("root", &root)["running"] == 4);
+    let ann = start("ann", "/ann/out");
+    wait_until("each has two of four", Duration::from_secs(60), || {
+        status("root", &root)["running"] == 2 && status("ann", &ann)["running"] == 2
+    });
+    for (user, id) in [("root", &root), ("ann", &ann)] {
+        wait_until("both are done", Duration::from_secs(120), || status(user, id)["state"] == "succeeded");
+        assert_eq!(status(user, id)["report"]["map"]["attempts_failed"], 0);
+    }
+}

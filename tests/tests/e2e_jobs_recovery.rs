@@ -260,6 +260,38 @@ fn counters_add_up_although_worker_driver_and_node_die_in_one_job() {
 }
 
 #[test]
+fn a_driver_that_is_killed_at_random_times_changes_no_count() {
+    let (cluster, local) = cluster_with_text(2);
+    let line = |output| ["--json", "job", "wordcount", "--reducers", "3", "/text", output];
+    let clean = cluster.cairn(&line("/clean")).json();
+    let wall_ms = clean["wall_ms"].as_u64().unwrap();
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let mut random = data::Random::new(seed);
+    let mut driver = spawn(&cluster, &line("/counts"));
+    let clean_id = clean["id"].clone();
+    let id = wait_for("the job is submitted", PATIENCE, || match newest(&cluster) {
+        Some(job) if job["id"] != clean_id => Ok(job["id"].as_str().unwrap().to_owned()),
+        other => Err(format!("{other:?}")),
+    });
+    for kill in 1..=4 {
+        // The moment is what is random: anything up to the end of the job.
+        std::thread::sleep(Duration::from_millis(random.below(wall_ms.max(200))));
+        driver.kill().unwrap();
+        driver.wait().unwrap();
+        println!("seed {seed}: kill {kill}");
+        if cluster.json(&["job", "status", &id])["state"] == "succeeded" {
+            break;
+        }
+        driver = spawn(&cluster, &["--json", "job", "resume", "--force", &id]);
+    }
+    driver.wait().unwrap();
+    let report = wait_state(&cluster, &id, "succeeded")["report"].clone();
+    assert_eq!(sums(&report), sums(&clean), "seed {seed}: {report}");
+    assert_counts(&cluster, &local, "/counts");
+    assert_root(&cluster, &["/clean", "/counts", "/text"]);
+}
+
+#[test]
 fn a_worker_that_stands_still_is_overtaken_and_counts_once() {
     let (cluster, local) = cluster_with_text(1);
     let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
