@@ -486,7 +486,8 @@ mod tests {
         assert_eq!(standing.sources(3), [2]);
         standing.started.remove(&3);
         assert_eq!(standing.lost(2), [2, 1], "its input is gone, that input's is not");
-        assert_eq!((&standing.remade[..], standing.ready()), (&[0, 1, 1, 0][..], vec![1]));
+        assert_eq!(standing.remade, [0, 1, 1, 0]);
+        assert_eq!(standing.ready(), [1]);
         standing.ended(1, true);
         assert_eq!(standing.ready(), [2]);
         assert_eq!(standing.ended(2, true), [1], "it goes again");
