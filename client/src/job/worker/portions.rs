@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //! What a portion emits is held back until it has ended well. Of one that failed the first half is tried, then the second; where the first half is well, the
-//! second is known to be bad and is halved at once. So one bad record among n costs about log2(n) further runs over ever less, within one attempt; the
+//! second is known to be bad and is halved at once. So one bad record among n costs one or two further runs for each of log2(n) halvings, within one attempt; the
 //! rest of the split is mapped once. Cuts are as good as those between splits: a mapper must not care where its input is cut.
 //!
 //! # Memory
@@ -274,8 +274,8 @@ mod tests {
             let found: Vec<u64> = skipped.samples.iter().map(|one| one.position.clone().unwrap().offset).collect();
             assert_eq!(found, bad.iter().map(offset).collect::<Vec<_>>());
             assert!(skipped.samples.iter().all(|one| one.why == "exited with status 3" && one.sample == "bad"));
-            assert!(runs <= 1 + 11 * bad.len() as u64, "{runs} runs for {bad:?}");
-            assert!(given <= 3_200, "{given} records in all runs for {bad:?}");
+            assert!(runs <= 1 + 20 * bad.len() as u64, "{runs} runs for {bad:?}");
+            assert!(given <= 1_000 + 2_000 * bad.len() as u64, "{given} records in all runs for {bad:?}");
         }
     }
 
