@@ -228,7 +228,9 @@ async fn the_length_of_an_open_file_is_never_less_than_what_was_flushed() {
         || Script::default(),
     );
     let all = Some(5);
-    let cases: Vec<(&str, Vec<(Script, bool)>, bool, Option<u64>)> = vec![
+    /// Why, what each replica does and whether the namenode names it, how it ends.
+    type Case<'a> = (&'a str, Vec<(Script, bool)>, bool, Option<u64>);
+    let cases: Vec<Case<'_>> = vec![
         ("nothing happened", vec![(lost(), true), (lost(), true), (lost(), true)], false, all),
         ("two lost power", vec![(left(1), true), (left(2), true), (lost(), true)], false, all),
         ("all lost power: the longest", vec![(left(1), true), (left(4), true), (left(2), true)], false, Some(4)),
