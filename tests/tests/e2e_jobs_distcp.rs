@@ -114,6 +114,55 @@ fn within_a_cluster_attributes_are_kept_on_request() {
     assert_only(&cluster, &["/a", "/b", "/c", "/d", "/e"]);
 }
 
+/// By HDFS's own protocols, as from and to a cluster that is not ours.
+#[test]
+fn trees_are_copied_to_and_from_a_hdfs_updated_and_made_equal() {
+    let (here, there) = (Cluster::small(), Cluster::start(ClusterOptions::new(3, 2)));
+    let mut files = fill(&here);
+    here.cairn(&["chmod", "640", "/src/sub1/file 1"]).ok();
+    here.cairn(&["chown", "ann:staff", "/src/sub1/file 1"]).ok();
+    let target = format!("hdfs://{}/copy", there.namenode.addr);
+    let copy = |flags: &[&str]| here.json(&[&["job", "distcp"], flags, &["/src", &target]].concat());
+    let report = copy(&["--preserve=rbugpt", "--bandwidth", "50"]);
+    assert_eq!((counts(&report), report["state"].as_str()), ([13, 0, 0, 0], Some("succeeded")), "{report}");
+    assert!(tree(&there, "/copy") == files);
+    let (from, to) = (here.json(&["stat", "/src/sub1/file 1"]), there.json(&["stat", "/copy/sub1/file 1"]));
+    for key in ["length", "replication", "block_size", "owner", "group", "permission", "modified_ms"] {
+        assert_eq!(from[key], to[key], "{key}");
+    }
+    there.cairn(&["stat", "/copy/no files"]).ok();
+    assert_eq!(counts(&copy(&["--update"])), [0, 13, 0, 0]);
+    let changed = data::random(99, files["/sub1/file 1"].len());
+    here.put_in_folders("/src/sub1/file 1", &changed, &["-f"]);
+    here.cairn(&["rm", "--skip-trash", "/src/empty"]).ok();
+    there.put_in_folders("/copy/surplus/file", b"x", &[]);
+    files.insert("/sub1/file 1".into(), changed);
+    files.remove("/empty");
+    assert_eq!(counts(&copy(&["--update", "--delete"])), [1, 11, 0, 2]);
+    assert!(tree(&there, "/copy") == files);
+    // Back, and from a pattern.
+    here.json(&["job", "distcp", "--maps", "3", &target, "/back"]);
+    assert!(tree(&here, "/back") == files);
+    let some = format!("hdfs://{}/copy/sub[12]", there.namenode.addr);
+    here.json(&["job", "distcp", &some, "/some"]);
+    let wanted = files.iter().filter(|(name, _)| !name.starts_with("/sub0"));
+    assert!(tree(&here, "/some") == wanted.map(|(name, bytes)| (name.clone(), bytes.clone())).collect());
+    // From this machine.
+    let local = here.local_file("one", b"of this machine");
+    here.json(&["job", "distcp", &format!("file://{local}"), &format!("{target}/one")]);
+    assert_eq!(there.cat("/copy/one"), b"of this machine");
+    assert_only(&here, &["/back", "/some", "/src", "/tmp"]);
+    assert_only(&there, &["/copy"]);
+    // What is not there, or not allowed, is said in one line.
+    for (flags, parts) in [
+        (["/src", "hdfs://127.0.0.1:1/x"], ["127.0.0.1:1", "/x"]),
+        ([&format!("hdfs://{}/nothing", there.namenode.addr)[..], "/x"], ["/nothing", "does not exist"]),
+        ([&format!("hdfs://{}/src", here.namenode.addr)[..], "/src/below"], ["/src/below", "into itself"]),
+    ] {
+        here.cairn(&[&["job", "distcp"], &flags[..]].concat()).fails_naming(1, &parts);
+    }
+}
+
 #[test]
 fn a_folder_of_this_machine_is_copied_from_here() {
     let cluster = Cluster::small();
@@ -177,7 +226,7 @@ fn a_copy_with_a_limit_is_whole_and_a_bad_one_says_why() {
         (&["--update", "--overwrite", "/a", "/b"], 2, &["--overwrite"]),
         (&["--preserve=x", "/a", "/b"], 1, &["'x'"]),
         (&["file:///no/such/folder", "/b"], 1, &["/no/such/folder"]),
-        (&["s3://bucket/x", "/b"], 2, &["s3://bucket/x", "cairn://"]),
+        (&["s3://bucket/x", "/b"], 2, &["s3://bucket/x", "cairn://", "hdfs://"]),
         (&["/a", "file:///tmp/x"], 1, &["cairn get"]),
         (&["/a", "cairn://127.0.0.1:1/x"], 1, &["127.0.0.1:1"]),
         (&["/a", "/a/f/x"], 1, &["/a/f"]),

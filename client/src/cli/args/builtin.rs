@@ -214,9 +214,9 @@ pub struct TeravalidateArgs {
 #[derive(Args, Clone, Debug)]
 #[command(override_usage = "cairn job distcp [OPTIONS] SOURCE... TARGET")]
 #[command(after_help = "\
-A place is /PATH, cairn://HOST:PORT/PATH or (as a source) file:///PATH. A directory becomes TARGET if that does not exist,
-else TARGET/NAME; with --update or --overwrite its contents go into TARGET. Files that are there are left as they are,
-but with one of those two.")]
+A place is /PATH, cairn://HOST:PORT/PATH, hdfs://HOST:PORT/PATH (another HDFS) or, as a source, file:///PATH. A directory
+becomes TARGET if that does not exist, else TARGET/NAME; with --update or --overwrite its contents go into TARGET. Files
+that are there are left as they are, but with one of those two.")]
 pub struct DistcpArgs {
     /// Copy what is missing or differs in length or checksum
     #[arg(long, conflicts_with = "overwrite")]

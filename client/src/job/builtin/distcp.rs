@@ -19,9 +19,10 @@ use cairn_proto::{Error, ErrorCode, Result};
 use futures_util::StreamExt as _;
 use serde::Serialize;
 
-use crate::fs::{ClientSettings, CreateOptions, FileKind, FileStatus, FileSystem};
+use crate::fs::{CreateOptions, FileKind, FileStatus, FileSystem};
 use crate::job::report::{JobReport, JobState};
 use crate::job::spec::JobSpec;
+use crate::mapreduce::distcp::cluster::{Address, Cluster};
 use crate::mapreduce::distcp::copy::{Copier, Options, Preserve, Source};
 use crate::mapreduce::distcp::list::{Item, share_out};
 use crate::mapreduce::distcp::{Outcome, property};
@@ -38,8 +39,8 @@ const TOLD_FAILURES: usize = 100;
 pub enum Place {
     /// In a cluster.
     Cluster {
-        /// `HOST:PORT` of its namenode; `None`: the one that runs the job.
-        address: Option<String>,
+        /// Which one; `None`: the one that runs the job.
+        address: Option<Address>,
         /// Absolute path.
         path: String,
     },
@@ -48,10 +49,11 @@ pub enum Place {
 }
 
 impl Place {
-    /// `/path`, `cairn://HOST:PORT/path` or `file:///path`.
+    /// `/path`, `cairn://HOST:PORT/path`, `hdfs://HOST:PORT/path` or `file:///path`.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |why: &str| {
-            let text = format!("{text:?}: {why}; write /PATH, cairn://HOST:PORT/PATH or file:///PATH");
+            let text =
+                format!("{text:?}: {why}; write /PATH, cairn://HOST:PORT/PATH, hdfs://HOST:PORT/PATH or file:///PATH");
             Error::new(ErrorCode::InvalidArgument, text)
         };
         if let Some(path) = text.strip_prefix("file://") {
@@ -62,13 +64,10 @@ impl Place {
                 Err(invalid("a local path is absolute"))
             };
         }
-        if let Some(rest) = text.strip_prefix("cairn://") {
-            let (address, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
-            if !matches!(address.rsplit_once(':'), Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok())
-            {
-                return Err(invalid("it names no namenode"));
-            }
-            return Ok(Self::Cluster { address: Some(address.to_owned()), path: normalize(path)? });
+        if let Some((scheme @ ("cairn" | "hdfs"), rest)) = text.split_once("://") {
+            let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+            let address = Address::parse(&format!("{scheme}://{host}")).map_err(|_| invalid("it names no namenode"))?;
+            return Ok(Self::Cluster { address: Some(address), path: normalize(path)? });
         }
         if text.contains("://") {
             return Err(invalid("there is no copying from or to such a place"));
@@ -128,7 +127,7 @@ impl DistCpSummary {
 
 /// A copy that is planned.
 pub struct Prepared {
-    target: FileSystem,
+    target: Cluster,
     source: Source,
     options: DistCpOptions,
     preserve: Preserve,
@@ -143,7 +142,7 @@ pub struct Prepared {
     /// Of the job's cluster: list and results.
     work: String,
     job_fs: FileSystem,
-    addresses: [Option<String>; 2],
+    addresses: [Option<Address>; 2],
 }
 
 /// Lists sources and target.
@@ -159,7 +158,7 @@ pub async fn prepare(fs: &FileSystem, sources: &[Place], target: &Place, options
     let Place::Cluster { address: target_address, path: target_path } = target else {
         return refuse("the target must be in a cluster; `cairn get` copies to this machine");
     };
-    let target_fs = connect(fs, target_address.as_deref()).await?;
+    let target_fs = connect(fs, target_address.as_ref()).await?;
     let (source, source_address, roots) = roots(fs, sources).await?;
     let mut prepared = Prepared::new(fs, target_fs, source, options, preserve, target_path);
     prepared.addresses = [source_address, target_address.clone()];
@@ -195,18 +194,15 @@ struct Root {
     name: String,
 }
 
-async fn connect(fs: &FileSystem, address: Option<&str>) -> Result<FileSystem> {
+async fn connect(fs: &FileSystem, address: Option<&Address>) -> Result<Cluster> {
     match address {
-        Some(address) if address != fs.namenode_address() => {
-            let settings = ClientSettings { namenode: address.to_owned(), ..fs.settings().clone() };
-            FileSystem::connect(fs.env().clone(), settings).await
-        }
-        _ => Ok(fs.clone()),
+        Some(address) => Cluster::connect(fs, address).await,
+        None => Ok(Cluster::Cairn(fs.clone())),
     }
 }
 
 /// Finds the sources, which must all be in one place.
-async fn roots(fs: &FileSystem, sources: &[Place]) -> Result<(Source, Option<String>, Vec<Root>)> {
+async fn roots(fs: &FileSystem, sources: &[Place]) -> Result<(Source, Option<Address>, Vec<Root>)> {
     let mut roots = Vec::new();
     let name_of = |path: &str| split_last(path).map_or("", |(_, name)| name).to_owned();
     match sources.first() {
@@ -224,7 +220,7 @@ async fn roots(fs: &FileSystem, sources: &[Place]) -> Result<(Source, Option<Str
             Ok((Source::Local(Arc::clone(&fs.env().fs)), None, roots))
         }
         Some(Place::Cluster { address, .. }) => {
-            let cluster = connect(fs, address.as_deref()).await?;
+            let cluster = connect(fs, address.as_ref()).await?;
             for source in sources {
                 let Place::Cluster { address: other, path } = source else { return Err(mixed()) };
                 if other != address {
@@ -278,7 +274,7 @@ async fn local_status(fs: &FileSystem, path: &Path) -> Result<Option<FileStatus>
 impl Prepared {
     fn new(
         fs: &FileSystem,
-        target: FileSystem,
+        target: Cluster,
         source: Source,
         options: &DistCpOptions,
         preserve: Preserve,
@@ -287,7 +283,7 @@ impl Prepared {
         let env = fs.env();
         let name = format!(".distcp-{}-{:04x}", env.clock.wall_ms(), env.entropy.next_u64() & 0xffff);
         let staging = join(split_last(target_path).map_or("/", |(parent, _)| parent), &name);
-        let same = target.namenode_address() == fs.namenode_address();
+        let same = target.namenode() == fs.namenode_address();
         let work = if same { join(&staging, "job") } else { format!("/tmp/{name}") };
         Self {
             target,
@@ -310,7 +306,7 @@ impl Prepared {
         let Source::Cluster(source) = &self.source else { return Ok(()) };
         let from = &root.status.path;
         let below = into == from || into.starts_with(&format!("{}/", from.trim_end_matches('/')));
-        if below && source.namenode_address() == self.target.namenode_address() {
+        if below && source.namenode() == self.target.namenode() {
             let text = format!("{from} cannot be copied into itself ({into})");
             return Err(Error::new(ErrorCode::InvalidArgument, text).with_subject(from.clone()));
         }
@@ -356,12 +352,12 @@ impl Prepared {
         }
         while let Some(folder) = folders.pop() {
             let (fs, path) = (Arc::clone(&local), folder.clone());
-            let entries = self.target.env().work.io(move || fs.read_dir(&path)).await;
+            let entries = self.job_fs.env().work.io(move || fs.read_dir(&path)).await;
             let entries = entries.map_err(|error| Error::io(format!("cannot list {}", folder.display()), &error))?;
             for entry in entries {
                 let path = folder.join(&entry.name);
                 // What is gone meanwhile, and links that lead nowhere, are passed over.
-                let Some(status) = local_status(&self.target, &path).await? else { continue };
+                let Some(status) = local_status(&self.job_fs, &path).await? else { continue };
                 if status.kind() == FileKind::Directory {
                     folders.push(path);
                 }
@@ -449,8 +445,9 @@ impl Prepared {
             .with(property::UPDATE, &self.options.update.to_string())
             .with(property::BANDWIDTH, &self.options.bandwidth.to_string());
         for (name, address) in [property::SOURCE, property::TARGET].into_iter().zip(&self.addresses) {
-            if let Some(address) = address.as_deref().filter(|address| *address != self.job_fs.namenode_address()) {
-                spec = spec.with(name, address);
+            let own = Address::Cairn(self.job_fs.namenode_address().to_owned());
+            if let Some(address) = address.as_ref().filter(|address| **address != own) {
+                spec = spec.with(name, &address.to_string());
             }
         }
         spec.reducers = Some(0);
@@ -469,10 +466,11 @@ impl Prepared {
         let items = std::mem::take(&mut self.items);
         let queue = tokio::sync::Mutex::new(items.into_iter());
         let results = futures_util::stream::iter(0..streams.min(1_000)).map(|stream| {
-            let (source, target, options) = (self.source.clone(), self.target.clone(), options.clone());
+            let (env, source) = (self.job_fs.env().clone(), self.source.clone());
+            let (target, options) = (self.target.clone(), options.clone());
             let queue = &queue;
             async move {
-                let mut copier = Copier::new(source, target, options, &stream.to_string());
+                let mut copier = Copier::new(env, source, target, options, &stream.to_string());
                 let mut done = Vec::new();
                 loop {
                     let next = queue.lock().await.next();
@@ -519,7 +517,7 @@ impl Prepared {
             self.target.set_owner(target, owner, group).await?;
         }
         if self.preserve.times {
-            self.target.set_times(target, Some(status.modified_ms), None).await?;
+            self.target.set_modified(target, status.modified_ms).await?;
         }
         Ok(())
     }
@@ -549,8 +547,9 @@ impl Prepared {
 
     /// Removes what the copy needed for itself.
     pub async fn clean_up(&self) {
-        for (fs, folder) in [(&self.target, &self.staging), (&self.job_fs, &self.work)] {
-            if let Err(error) = fs.delete(folder, true).await {
+        let work = Cluster::Cairn(self.job_fs.clone());
+        for (cluster, folder) in [(&self.target, &self.staging), (&work, &self.work)] {
+            if let Err(error) = cluster.delete(folder, true).await {
                 tracing::warn!(path = %folder, %error, "a folder of a copy could not be removed");
             }
         }
@@ -563,13 +562,16 @@ mod tests {
 
     #[test]
     fn places_are_read() {
-        let cluster =
-            |address: Option<&str>, path: &str| Place::Cluster { address: address.map(Into::into), path: path.into() };
+        let cluster = |address: Option<&str>, path: &str| Place::Cluster {
+            address: address.map(|address| Address::parse(address).unwrap()),
+            path: path.into(),
+        };
         assert_eq!(Place::parse("/a/b/").unwrap(), cluster(None, "/a/b"));
         assert_eq!(Place::parse("cairn://h:1/a").unwrap(), cluster(Some("h:1"), "/a"));
         assert_eq!(Place::parse("cairn://h:1").unwrap(), cluster(Some("h:1"), "/"));
+        assert_eq!(Place::parse("hdfs://h/a b").unwrap(), cluster(Some("hdfs://h:8020"), "/a b"));
         assert_eq!(Place::parse("file:///x").unwrap(), Place::Local("/x".into()));
-        for bad in ["relative", "file://x", "cairn:///a", "cairn://h/a", "s3://bucket/x", ""] {
+        for bad in ["relative", "file://x", "cairn:///a", "cairn://h/a", "hdfs:///a", "s3://bucket/x", ""] {
             assert!(Place::parse(bad).is_err(), "{bad}");
         }
     }

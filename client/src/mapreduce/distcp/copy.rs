@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn_common::Env;
 use cairn_common::durable::{Fs, OpenMode};
 use cairn_proto::path::{join, split_last};
 use cairn_proto::{Error, ErrorCode, Result};
 
 use super::Outcome;
+use super::cluster::{self, Cluster, Writer};
 use super::list::Item;
-use crate::fs::{CreateOptions, FileSystem, RenameMode};
 use crate::mapreduce::UserCounters;
 
 /// Attempts at one file.
@@ -74,15 +75,16 @@ pub struct Options {
 #[derive(Clone)]
 pub enum Source {
     /// A cluster.
-    Cluster(FileSystem),
+    Cluster(Cluster),
     /// Folders of this machine.
     Local(Arc<dyn Fs>),
 }
 
 /// Copies files one after the other.
 pub struct Copier {
+    env: Env,
     source: Source,
-    target: FileSystem,
+    target: Cluster,
     options: Options,
     /// Makes the names of its unfinished files its own.
     prefix: String,
@@ -94,15 +96,15 @@ pub struct Copier {
 }
 
 enum Reader {
-    Cluster(Box<crate::fs::FileReader>),
+    Cluster(cluster::Reader),
     Local { file: Arc<dyn cairn_common::durable::File>, path: PathBuf, at: u64 },
 }
 
 impl Copier {
     /// `prefix`: no other copier of the same staging folder has it.
-    pub fn new(source: Source, target: FileSystem, options: Options, prefix: &str) -> Self {
+    pub fn new(env: Env, source: Source, target: Cluster, options: Options, prefix: &str) -> Self {
         let watcher = UserCounters::default();
-        Self { source, target, options, prefix: prefix.to_owned(), number: 0, next_ms: 0, watcher }
+        Self { env, source, target, options, prefix: prefix.to_owned(), number: 0, next_ms: 0, watcher }
     }
 
     /// Tells `user` that its task lives, with every piece.
@@ -138,15 +140,14 @@ impl Copier {
                 return Err(error);
             }
             attempt += 1;
-            self.target.env().clock.sleep(RETRY_PAUSE).await;
+            self.env.clock.sleep(RETRY_PAUSE).await;
         }
     }
 
     /// Does the target hold the same bytes already?
     async fn is_equal(&self, item: &Item) -> Result<bool> {
         let Source::Cluster(source) = &self.source else { return self.local_is_equal(item).await };
-        let (of_source, of_target) =
-            tokio::join!(source.file_checksum(&item.source), self.target.file_checksum(&item.target));
+        let (of_source, of_target) = tokio::join!(source.checksum(&item.source), self.target.checksum(&item.target));
         match of_target {
             Ok(of_target) => Ok(of_source? == of_target),
             // It went away: then it is copied.
@@ -161,45 +162,40 @@ impl Copier {
         while let Some(piece) = self.next(&mut reader).await? {
             crc = crc32c::crc32c_append(crc, &piece);
         }
-        let of_target = self.target.file_checksum(&item.target).await?;
+        let of_target = self.target.checksum(&item.target).await?;
         Ok(of_target.crc32c == crc)
     }
 
     async fn copy_once(&mut self, item: &Item, aside: &str) -> Result<()> {
         let preserve = self.options.preserve;
         let mut reader = self.open(item).await?;
-        let options = CreateOptions {
-            overwrite: true,
-            replication: if preserve.replication { item.replication } else { 0 },
-            block_size: if preserve.block_size { item.block_size } else { 0 },
-            create_parents: true,
-            ..CreateOptions::default()
-        };
-        let mut writer = self.target.create(aside, options).await?;
+        let replication = if preserve.replication { item.replication } else { 0 };
+        let block_size = if preserve.block_size { item.block_size } else { 0 };
+        let mut writer = self.target.create(aside, replication, block_size).await?;
         let crc = match self.pour(&mut reader, &mut writer).await {
             Ok(crc) => crc,
             Err(error) => {
                 // The caller removes the file in any case.
-                let _ = writer.abort().await;
+                writer.abort().await;
                 return Err(error);
             }
         };
         let written = writer.close().await?;
-        self.compare(item, aside, crc, written.length).await?;
+        self.compare(item, aside, crc, written).await?;
         self.dress(item, aside).await?;
         if let Some((parent, _)) = split_last(&item.target) {
             self.target.mkdirs(parent, 0o755).await?;
         }
-        self.target.rename(aside, &item.target, RenameMode::Overwrite).await
+        self.target.replace(aside, &item.target).await
     }
 
-    async fn pour(&mut self, reader: &mut Reader, writer: &mut crate::fs::FileWriter) -> Result<u32> {
+    async fn pour(&mut self, reader: &mut Reader, writer: &mut Writer) -> Result<u32> {
         let mut crc = 0;
         while let Some(piece) = self.next(reader).await? {
             crc = crc32c::crc32c_append(crc, &piece);
             self.watcher.progressed();
             self.pace(piece.len() as u64).await;
-            writer.write_bytes(piece).await?;
+            writer.write(piece).await?;
         }
         Ok(crc)
     }
@@ -209,7 +205,7 @@ impl Copier {
         if self.options.bandwidth == 0 {
             return;
         }
-        let clock = self.target.env().clock.clone();
+        let clock = self.env.clock.clone();
         let now_ms = clock.mono_ms();
         if self.next_ms > now_ms {
             clock.sleep(Duration::from_millis(self.next_ms - now_ms)).await;
@@ -220,7 +216,7 @@ impl Copier {
 
     /// Is what the datanodes hold what was read, and what was read what the source holds?
     async fn compare(&self, item: &Item, aside: &str, crc: u32, length: u64) -> Result<()> {
-        let of_target = self.target.file_checksum(aside).await?;
+        let of_target = self.target.checksum(aside).await?;
         if (of_target.crc32c, of_target.length) != (crc, length) {
             let text = format!("the copy of {} has checksum {:08x}, not {crc:08x}", item.source, of_target.crc32c);
             return Err(Error::new(ErrorCode::Corrupt, text).with_subject(item.source.clone()));
@@ -229,7 +225,7 @@ impl Copier {
             Source::Cluster(source) => source.status(&item.source).await.map(|status| status.length)?,
             Source::Local(fs) => {
                 let (fs, path) = (Arc::clone(fs), PathBuf::from(&item.source));
-                let metadata = self.target.env().work.io(move || fs.metadata(&path)).await;
+                let metadata = self.env.work.io(move || fs.metadata(&path)).await;
                 metadata.ok().flatten().map_or(0, |metadata| metadata.len)
             }
         };
@@ -252,19 +248,19 @@ impl Copier {
             self.target.set_owner(aside, owner, group).await?;
         }
         if preserve.times {
-            self.target.set_times(aside, Some(item.modified_ms), None).await?;
+            self.target.set_modified(aside, item.modified_ms).await?;
         }
         Ok(())
     }
 
     async fn open(&self, item: &Item) -> Result<Reader> {
         match &self.source {
-            Source::Cluster(fs) => Ok(Reader::Cluster(Box::new(fs.open(&item.source).await?))),
+            Source::Cluster(cluster) => Ok(Reader::Cluster(cluster.open(&item.source).await?)),
             Source::Local(fs) => {
                 let (fs, path) = (Arc::clone(fs), PathBuf::from(&item.source));
                 let opened = {
                     let path = path.clone();
-                    self.target.env().work.io(move || fs.open(&path, OpenMode::Read)).await
+                    self.env.work.io(move || fs.open(&path, OpenMode::Read)).await
                 };
                 let file = opened.map_err(|error| Error::io(format!("cannot read {}", path.display()), &error))?;
                 Ok(Reader::Local { file, path, at: 0 })
@@ -274,10 +270,10 @@ impl Copier {
 
     async fn next(&self, reader: &mut Reader) -> Result<Option<Bytes>> {
         match reader {
-            Reader::Cluster(reader) => reader.next_chunk().await,
+            Reader::Cluster(reader) => reader.next().await,
             Reader::Local { file, path, at } => {
                 let (file, offset) = (Arc::clone(file), *at);
-                let read = self.target.env().work.io(move || {
+                let read = self.env.work.io(move || {
                     let mut piece = vec![0; LOCAL_PIECE_BYTES as usize];
                     let count = file.read_at(&mut piece, offset)?;
                     piece.truncate(count);

@@ -8,6 +8,7 @@
 //! A file is written under a name of its attempt's in a staging folder of the target cluster, its checksum compared with the source's, and only then
 //! renamed to its place. A second attempt of the same map does the same again, with the same result.
 
+pub mod cluster;
 pub mod copy;
 pub mod list;
 
@@ -15,15 +16,15 @@ use std::collections::BTreeMap;
 
 use cairn_proto::{Error, ErrorCode, Result};
 
+use self::cluster::{Address, Cluster};
 use self::copy::{Copier, Options, Source};
 use self::list::Item;
 use super::{Collector, InputFormat, Mapper, Program, Record, Reducer, TaskContext};
-use crate::fs::{ClientSettings, FileSystem};
 
 /// Names of the properties.
 #[allow(missing_docs)]
 pub mod property {
-    /// `HOST:PORT` of a cluster other than the job's; not set: the job's own.
+    /// Address of a cluster other than the job's (`HOST:PORT` or `hdfs://HOST:PORT`); not set: the job's own.
     pub const SOURCE: &str = "distcp.source";
     pub const TARGET: &str = "distcp.target";
     /// File of the job's cluster with the list, and where in it the part of each map begins.
@@ -93,12 +94,12 @@ impl Program for DistCp {
     fn mapper(&self, task: &TaskContext) -> Result<Box<dyn Mapper>> {
         let get = |name: &str| self.properties.get(name).map_or("", String::as_str);
         let files = task.files()?;
-        let cluster = |address: &str| -> Result<FileSystem> {
+        let cluster = |address: &str| -> Result<Cluster> {
             if address.is_empty() {
-                return Ok(files.fs().clone());
+                return Ok(Cluster::Cairn(files.fs().clone()));
             }
-            let settings = ClientSettings { namenode: address.to_owned(), ..files.fs().settings().clone() };
-            files.wait(FileSystem::connect(files.fs().env().clone(), settings))
+            let address = Address::parse(address)?;
+            files.wait(Cluster::connect(files.fs(), &address))
         };
         let options = Options {
             staging: get(property::STAGING).to_owned(),
@@ -110,7 +111,8 @@ impl Program for DistCp {
         // Attempts never share a file.
         let prefix = format!("{}-{}", task.index, task.attempt);
         Ok(Box::new(Copy {
-            copier: Copier::new(Source::Cluster(source), target, options, &prefix).watched(&task.user_counters),
+            copier: Copier::new(files.fs().env().clone(), Source::Cluster(source), target, options, &prefix)
+                .watched(&task.user_counters),
             list: get(property::LIST).to_owned(),
             offsets: self.offsets.clone(),
             task: task.clone(),
