@@ -51,6 +51,8 @@ pub struct Running {
     transfer: Arc<Transfer>,
     executor: Option<Executor>,
     web: Option<Arc<dyn WebDoor>>,
+    /// Has the HTTP port closed.
+    http_closed: watch::Sender<bool>,
     fatal: watch::Receiver<Option<Error>>,
     registered: watch::Receiver<u64>,
     connections: Arc<Semaphore>,
@@ -81,6 +83,7 @@ impl Datanode {
         let http_addr = http.as_ref().map(|http| http.local_addr().to_string());
         let (fatal, fatal_seen) = watch::channel(None);
         let (registered, registered_seen) = watch::channel(0);
+        let (http_closed, http_closed_seen) = watch::channel(false);
         let load: Option<Arc<dyn TaskLoad>> = extras.load;
         let reporter = Arc::new(Reporter {
             transfer: Arc::clone(&transfer),
@@ -100,7 +103,7 @@ impl Datanode {
         let accept = accept(Arc::clone(&transfer), listener, registered_seen.clone(), Arc::clone(&connections), rpc);
         tasks.push(tokio::spawn(accept));
         if let Some(http) = http {
-            let pages = Pages::new(&reporter, extras.web.clone(), name);
+            let pages = Pages::new(&reporter, extras.web.clone(), name, http_closed_seen);
             tasks.push(tokio::spawn(pages::serve(http, pages)));
         }
         tasks.push(tokio::spawn(crate::scrub::run(Arc::clone(&transfer))));
@@ -116,6 +119,7 @@ impl Datanode {
             transfer,
             executor,
             web: extras.web,
+            http_closed,
             fatal: fatal_seen,
             registered: registered_seen,
             connections,
@@ -143,7 +147,9 @@ impl Running {
 
     /// Ends the daemon in an orderly way.
     pub async fn shutdown(self) {
-        let Self { transfer, connections, tasks, executor, web, .. } = self;
+        let Self { transfer, connections, tasks, executor, web, http_closed, .. } = self;
+        // Before all: the namenode sends nobody to a port that takes no connection.
+        http_closed.send_replace(true);
         // While the data plane still works: what is half written is taken away.
         if let Some(web) = web {
             web.close().await;

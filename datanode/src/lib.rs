@@ -25,6 +25,7 @@ pub mod tasks;
 mod testing;
 pub mod transfer;
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -58,8 +59,13 @@ pub trait TaskLoad: Send + Sync {
 /// Serves files by their paths over HTTP (WebHDFS's part of a datanode). A datanode knows no paths: whoever starts it brings this along.
 #[async_trait::async_trait]
 pub trait WebDoor: Send + Sync {
-    /// Answers a request for a path below `/webhdfs/v1`, on this node. The future may be dropped when the client goes away.
-    async fn answer(&self, node: &tasks::NodeName, request: http::Request<http::Incoming>) -> http::Answer;
+    /// Answers a request of `peer` for a path below `/webhdfs/v1`, on this node. The future may be dropped when the client goes away.
+    async fn answer(
+        &self,
+        node: &tasks::NodeName,
+        peer: IpAddr,
+        request: http::Request<http::Incoming>,
+    ) -> http::Answer;
     /// The datanode ends: gives up what is being written, and returns when that is done.
     async fn close(&self);
 }

@@ -9,6 +9,7 @@ use cairn_common::net::http::{self, Answer, Guard, Incoming, Method, Request, St
 use cairn_common::net::{Conn, Listener};
 use cairn_proto::{Error, ErrorCode, webhdfs};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 
 use crate::report::Reporter;
 use crate::tasks::NodeName;
@@ -24,12 +25,19 @@ pub struct Pages {
     guard: Guard,
     door: Option<Arc<dyn WebDoor>>,
     node: NodeName,
+    /// Turns true when no more connections are to be taken.
+    closed: watch::Receiver<bool>,
 }
 
 impl Pages {
-    pub fn new(reporter: &Arc<Reporter>, door: Option<Arc<dyn WebDoor>>, node: NodeName) -> Self {
+    pub fn new(
+        reporter: &Arc<Reporter>,
+        door: Option<Arc<dyn WebDoor>>,
+        node: NodeName,
+        closed: watch::Receiver<bool>,
+    ) -> Self {
         let guard = Guard::new(names(&reporter.transfer.settings), "the setting datanode.http_names");
-        Self { reporter: Arc::clone(reporter), guard, door, node }
+        Self { reporter: Arc::clone(reporter), guard, door, node, closed }
     }
 }
 
@@ -44,14 +52,19 @@ fn names(settings: &DatanodeSettings) -> Vec<String> {
 /// Serves until the daemon ends.
 pub async fn serve(listener: Listener, pages: Pages) {
     let transfer = Arc::clone(&pages.reporter.transfer);
-    let handler = move |request: Request<Incoming>, _: SocketAddr| {
-        let pages = pages.clone();
-        async move { answer(request, &pages).await }
+    let mut closed = pages.closed.clone();
+    let closed = async move {
+        // An error means that the handle was dropped: the daemon ends.
+        let _ = closed.wait_for(|&closed| closed).await;
     };
-    http::serve(listener, transfer.env.clock.clone(), CONNECTIONS, transfer.stopping(), handler).await;
+    let handler = move |request: Request<Incoming>, peer: SocketAddr| {
+        let pages = pages.clone();
+        async move { answer(request, peer, &pages).await }
+    };
+    http::serve(listener, transfer.env.clock.clone(), CONNECTIONS, closed, transfer.stopping(), handler).await;
 }
 
-async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
+async fn answer(request: Request<Incoming>, peer: SocketAddr, pages: &Pages) -> Answer {
     let path = request.uri().path();
     let files = webhdfs::is_below(path);
     if let Err(error) = pages.guard.check(request.uri(), request.headers()) {
@@ -59,7 +72,7 @@ async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
     }
     if files {
         return match &pages.door {
-            Some(door) => door.answer(&pages.node, request).await,
+            Some(door) => door.answer(&pages.node, peer.ip(), request).await,
             None => http::refusal(&Error::new(ErrorCode::Unsupported, "this datanode was started without WebHDFS")),
         };
     }

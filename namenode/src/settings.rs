@@ -31,6 +31,9 @@ pub struct NamenodeSettings {
     /// Names by which HTTP clients may call this machine, beside its own and IP addresses. Requests for other names are refused: a web page can
     /// give a loopback address any name.
     pub http_names: Vec<String>,
+    /// Users of Hadoop's protocols and WebHDFS who may act for any other user (HDFS's `hadoop.proxyuser.NAME`), such as the one that a
+    /// server of SQL runs as. More: each of them is everybody.
+    pub proxy_users: Vec<String>,
     /// Serve addresses off loopback although nobody is authenticated: whoever reaches the port can be any user.
     pub insecure: bool,
     /// Group whose members have all rights.
@@ -73,6 +76,7 @@ impl Default for NamenodeSettings {
             listen: "127.0.0.1:8020".into(),
             http: None,
             http_names: Vec::new(),
+            proxy_users: Vec::new(),
             insecure: false,
             supergroup: "supergroup".into(),
             core: CoreSettings::default(),

@@ -98,14 +98,17 @@ impl Parameters {
         Ok(op.to_ascii_uppercase())
     }
 
-    /// Who asks. A user who acts for another is refused: nobody is set up to do that.
-    pub fn user(&self) -> Result<&str> {
+    /// In whose name is asked. Only one of `proxy_users` may act for another user (`doas`).
+    pub fn user(&self, proxy_users: &[String]) -> Result<&str> {
         let user = self.get("user.name").unwrap_or(DEFAULT_USER);
         let plain = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, '/' | ':');
-        if user.len() > 255 || !user.chars().all(plain) {
-            return Err(invalid(format!("user.name {:?} is no user name", shortened(user))));
+        for (name, user) in [("user.name", Some(user)), ("doas", self.get("doas"))] {
+            if let Some(user) = user.filter(|user| user.len() > 255 || !user.chars().all(plain)) {
+                return Err(invalid(format!("{name} {:?} is no user name", shortened(user))));
+            }
         }
         match self.get("doas") {
+            Some(other) if proxy_users.iter().any(|proxy| proxy == user) => Ok(other),
             Some(other) if other != user => {
                 let text = format!("User: {user} is not allowed to impersonate {}", shortened(other));
                 Err(Error::new(ErrorCode::PermissionDenied, text))
@@ -302,7 +305,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(parameters.op().unwrap(), "LISTSTATUS");
-        assert_eq!(parameters.user().unwrap(), "ann");
+        assert_eq!(parameters.user(&[]).unwrap(), "ann");
         assert!(parameters.flag("overwrite").unwrap());
         assert!(!parameters.flag("recursive").unwrap());
         assert_eq!(parameters.number("length").unwrap(), None);
@@ -312,7 +315,7 @@ mod tests {
             parameters.encode_without(&["op", "user.name"]),
             "&overwrite=True&tempdir=x&length=null&a=b%20c%2B&e="
         );
-        assert_eq!(Parameters::parse("op=X").unwrap().user().unwrap(), DEFAULT_USER);
+        assert_eq!(Parameters::parse("op=X").unwrap().user(&[]).unwrap(), DEFAULT_USER);
         assert!(Parameters::parse(&"a=b&".repeat(101)).is_err());
     }
 
@@ -334,7 +337,7 @@ mod tests {
         refused(parameters.permission("mode").map(drop), "mode");
         refused(parameters.access("fsaction").map(drop), "fsaction");
         refused(parameters.required("destination").map(drop), "destination");
-        refused(parameters.user().map(drop), "user.name");
+        refused(parameters.user(&[]).map(drop), "user.name");
         refused(parameters.op().map(drop), "op");
         assert_eq!(parameters.time("time").unwrap(), None);
         assert_eq!(parameters.permission("x").unwrap(), Some(0o1777));
@@ -343,10 +346,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_acts_for_another() {
-        let error = Parameters::parse("user.name=ann&doas=bob").unwrap().user().unwrap_err();
+    fn only_those_who_may_act_for_another() {
+        let proxies = ["hive".to_owned()];
+        let error = Parameters::parse("user.name=ann&doas=bob").unwrap().user(&proxies).unwrap_err();
         assert_eq!((status_of(&error), java_class(&error)), (403, "org.apache.hadoop.security.AccessControlException"));
-        assert!(Parameters::parse("user.name=ann&doas=ann").unwrap().user().is_ok());
+        assert_eq!(Parameters::parse("user.name=ann&doas=ann").unwrap().user(&[]).unwrap(), "ann");
+        assert_eq!(Parameters::parse("user.name=hive&doas=bob").unwrap().user(&proxies).unwrap(), "bob");
+        assert!(Parameters::parse("user.name=hive&doas=a/b").unwrap().user(&proxies).is_err());
     }
 
     #[test]

@@ -9,8 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::time::Duration;
 
+use cairn_proto::hadoop;
 use cairn_tests::ports::PortRange;
 use cairn_tests::{Cluster, ClusterOptions, Run, binary, data, wait_for};
+use prost::Message;
 
 fn paths(cluster: &Cluster) -> Vec<String> {
     let listed = cluster.json(&["ls", "-R", "/"]);
@@ -232,6 +234,83 @@ fn strangers_at_the_ports_do_no_harm() {
     }
     cluster.put("/f", b"still here", &[]);
     assert_eq!(cluster.cat("/f"), b"still here");
+}
+
+/// A frame of Hadoop RPC.
+fn hadoop_frame(parts: &[Vec<u8>]) -> Vec<u8> {
+    let body = parts.concat();
+    [&(body.len() as u32).to_be_bytes()[..], &body].concat()
+}
+
+/// What a Hadoop client sends first: the opening, and that it is "ann".
+fn hadoop_opening() -> Vec<u8> {
+    let header = hadoop::RpcRequestHeader { call_id: -3, rpc_kind: Some(2), rpc_op: Some(0), ..Default::default() };
+    let user = hadoop::UserInformation { effective_user: Some("ann".into()), real_user: None };
+    let context = hadoop::IpcConnectionContext { user_info: Some(user), protocol: Some("some.Protocol".into()) };
+    let frame = hadoop_frame(&[header.encode_length_delimited_to_vec(), context.encode_length_delimited_to_vec()]);
+    [b"hrpc\x09\x00\x00".to_vec(), frame].concat()
+}
+
+#[test]
+fn hadoop_clients_that_break_the_protocol_are_told_and_leave_nothing() {
+    let cluster = Cluster::small();
+    let (namenode, datanode) = (&cluster.namenode, &cluster.datanodes[0]);
+    let ask = |addr: &str, bytes: &[u8], expected: &str| {
+        let mut conn = std::net::TcpStream::connect(addr).unwrap();
+        conn.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let _ = conn.write_all(bytes);
+        let (mut said, mut piece) = (String::new(), [0; 4_096]);
+        while !said.contains(expected) {
+            match conn.read(&mut piece) {
+                Ok(count) if count > 0 => said.push_str(&String::from_utf8_lossy(&piece[..count])),
+                _ => break,
+            }
+        }
+        said
+    };
+    let then = |more: &[u8]| [hadoop_opening(), more.to_vec()].concat();
+    let call = hadoop::RpcRequestHeader { call_id: 7, rpc_kind: Some(2), rpc_op: Some(0), ..Default::default() };
+    let method = hadoop::RequestHeader {
+        method_name: "doWhatIMean".into(),
+        protocol_name: "org.apache.hadoop.hdfs.protocol.ClientProtocol".into(),
+        client_protocol_version: 1,
+    };
+    let unknown = hadoop_frame(&[call.encode_length_delimited_to_vec(), method.encode_length_delimited_to_vec()]);
+    let cases: [(&str, &str, Vec<u8>, &str); 7] = [
+        ("an old client", &namenode.addr, b"hrpc\x04\x50".to_vec(), "cannot communicate with client version 4"),
+        ("a newer client", &namenode.addr, b"hrpc\x0a\x00\x00".to_vec(), "cannot communicate with client version 10"),
+        ("a huge frame", &namenode.addr, then(&[0x7f, 0xff, 0xff, 0xff]), "longer than the limit"),
+        ("no message", &namenode.addr, then(&hadoop_frame(&[vec![0xff; 40]])), "could not be read"),
+        ("an unknown method", &namenode.addr, then(&unknown), "Unknown method doWhatIMean"),
+        ("a browser", &namenode.addr, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".to_vec(), "HTTP/1.1"),
+        ("a SASL handshake", &datanode.addr, b"\xde\xad\xbe\xef\x02\x08\x00".to_vec(), "security off"),
+    ];
+    for (who, addr, bytes, expected) in &cases {
+        let said = ask(addr, bytes, expected);
+        assert!(said.contains(expected), "{who}: {said:?}");
+    }
+    let descriptors = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = [namenode.process.pid, datanode.process.pid].map(descriptors);
+    // Many who leave in the middle of a frame or an operation, and many who stay there until they are sent away.
+    let mut stay = Vec::new();
+    for at in 0..100 {
+        for addr in [&namenode.addr, &datanode.addr] {
+            let mut conn = std::net::TcpStream::connect(addr).unwrap();
+            let half = if at % 2 == 0 { then(&[0, 0, 1, 0, 0x20]) } else { b"\x00\x1c\x50\x90\x4e\x0a".to_vec() };
+            let _ = conn.write_all(&half);
+            if at < 10 {
+                stay.push(conn);
+            }
+        }
+    }
+    cluster.put("/f", b"still here", &[]);
+    assert_eq!(cluster.cat("/f"), b"still here");
+    drop(stay);
+    wait_for("nothing is left of them", Duration::from_secs(60), || {
+        let now = [namenode.process.pid, datanode.process.pid].map(descriptors);
+        // A connection or two of those who belong here may come and go.
+        if now.iter().zip(before).all(|(now, before)| *now <= before + 5) { Ok(()) } else { Err(format!("{now:?}")) }
+    });
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn bytes_go_in_and_come_out() {
     assert_eq!(located["LocatedBlocks"]["locatedBlocks"].as_array().unwrap().len(), 3);
     assert!(located["LocatedBlocks"]["locatedBlocks"][0]["locations"][0]["infoPort"].as_u64().unwrap() > 0);
 
-    // The same bytes have the same checksum, whichever way they came.
+    // The same bytes have the same checksum, whichever way they came, and whoever holds them.
     cluster.put("/d/same", &bytes, &[]);
     let sum = |path: &str| web.follow("GET", path, "op=GETFILECHECKSUM", Body::None).json()["FileChecksum"].clone();
     assert_eq!(sum("/d/whole"), sum("/d/same"));
@@ -254,6 +254,46 @@ fn a_datanode_that_ends_takes_its_uploads_back() {
     node.process.signal(libc::SIGTERM);
     wait_until("the half-made file is gone", SOON, || !exists(&web, "/new"));
     wait_until("the datanode has ended", SOON, || !node.process.runs());
+}
+
+#[test]
+fn an_upload_that_fails_in_mid_body_says_why_also_after_100_continue() {
+    let cluster = Cluster::small();
+    let web = web(&cluster);
+    let location = web.place("PUT", "/gone", "op=CREATE&blocksize=1048576");
+    let (addr, target) = http::split(&location);
+    let size = 6 * BLOCK;
+    let length = size.to_string();
+    let mut upload = http::open(addr, "PUT", target, &[("Content-Length", &length), ("Expect", "100-continue")]);
+    // The datanode wants the data.
+    let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+    assert_eq!(upload.read_some(go_on.len()), go_on);
+    let bytes = data::random(11, size);
+    upload.send(&bytes[..BLOCK]);
+    wait_until("the upload has begun", SOON, || exists(&web, "/gone"));
+    // Its file is taken away under it.
+    assert_eq!(web.ask("DELETE", "/gone", "op=DELETE").json(), json!({ "boolean": true }));
+    upload.send(&bytes[BLOCK..]);
+    upload.reply().refused(403, "LeaseExpiredException");
+    assert!(!exists(&web, "/gone"));
+}
+
+#[test]
+fn nobody_is_sent_to_a_datanode_that_stops() {
+    let cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let web = web(&cluster);
+    let bytes = data::random(12, BLOCK);
+    web.create("/f", "replication=2", Body::Whole(&bytes));
+    let holder = cluster.datanode(&cluster.blocks("/f")[0]["replicas"][0]);
+    let node = &cluster.datanodes[holder];
+    let stopping = node.http().to_owned();
+    node.process.signal(libc::SIGTERM);
+    wait_until("it takes no more connections", SOON, || std::net::TcpStream::connect(&stopping).is_err());
+    for at in 0..20 {
+        assert_ne!(http::split(&web.place("GET", "/f", "op=OPEN")).0, stopping);
+        assert!(web.read("/f", "") == bytes);
+        web.create(&format!("/new{at}"), "", Body::Whole(b"new"));
+    }
 }
 
 #[test]

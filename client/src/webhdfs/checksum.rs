@@ -1,25 +1,34 @@
 //! `GETFILECHECKSUM`: the checksum that Hadoop gives for a file, so that copies can be compared across file systems.
 //!
 //! It is the MD5 of the MD5s, block by block, of the CRC-32C of each 512 bytes. It thus depends on where blocks end: files with the same bytes have the
-//! same checksum if their blocks have the same lengths. The data is read and verified for it.
+//! same checksum if their blocks have the same lengths. Each block is read, verified and summed up by a datanode that holds it, which Hadoop's data
+//! transfer has an operation for; only the sums travel.
 
 use cairn_common::net::http::{self, Answer, StatusCode};
+use cairn_proto::hadoop::{BlockChecksumType, ExtendedBlock};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use md5::{Digest, Md5};
 use serde_json::json;
 
 use super::Call;
-use crate::fs::{FileReader, Result};
+use crate::fs::{Error, ErrorCode, FileSystem, LocatedBlock, Replica, Result};
 
-/// Bytes under one CRC.
-const CHUNK: usize = 512;
 /// Of the checksum itself: bytes per CRC, CRCs per block, MD5.
 const LENGTH: usize = 4 + 8 + 16;
+/// Blocks that are asked for at a time.
+const AT_ONCE: usize = 4;
 
+/// Ends when the client leaves: then no further block is asked for.
 pub async fn checksum(call: Call) -> Result<Answer> {
-    let mut reader = call.reader().await?;
+    // Says what cannot be read in the words of an open.
+    let length = call.reader().await?.length();
     let blocks = call.fs.block_locations(&call.path, 0, 0).await?;
-    let starts: Vec<u64> = blocks.iter().map(|block| block.offset).filter(|offset| *offset < reader.length()).collect();
-    let sum = fold(&mut reader, &starts).await?;
+    let blocks = blocks.into_iter().filter(|block| block.offset < length);
+    let sums: Vec<_> = blocks.map(|block| block_sum(call.fs.clone(), call.path.clone(), block)).collect();
+    let sums: Vec<BlockSum> = futures_util::stream::iter(sums).buffered(AT_ONCE).try_collect().await?;
+    let mut file = FileSum::default();
+    sums.into_iter().for_each(|sum| file.add(&sum));
+    let sum = file.finish();
     let mut bytes = sum.bytes();
     // Java's clients know the buffer in which it is made, which is four bytes longer.
     bytes.resize(32, 0);
@@ -28,59 +37,46 @@ pub async fn checksum(call: Call) -> Result<Answer> {
     Ok(http::json(StatusCode::OK, body.to_string()))
 }
 
-async fn fold(reader: &mut FileReader, starts: &[u64]) -> Result<Md5OfMd5s> {
-    let mut file = FileSum::default();
-    for (at, _) in starts.iter().enumerate() {
-        let end = starts.get(at + 1).copied().unwrap_or(reader.length());
-        let mut block = BlockSum::default();
-        while reader.position() < end {
-            let Some(mut piece) = reader.next_chunk().await? else { break };
-            let behind = reader.position().saturating_sub(end) as usize;
-            if behind > 0 {
-                // The rest of the piece belongs to the next block.
-                piece.truncate(piece.len() - behind);
-                reader.seek(end);
-            }
-            block.add(&piece);
-        }
-        file.add(block);
-    }
-    Ok(file.finish())
-}
-
 /// The MD5 of the CRCs of one block.
-#[derive(Default)]
 struct BlockSum {
+    bytes_per_crc: u32,
     crcs: u64,
-    md5: Md5,
-    /// CRC and length of a chunk that is not full.
-    open: (u32, usize),
+    md5: Vec<u8>,
 }
 
-impl BlockSum {
-    fn add(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let (crc, filled) = self.open;
-            let (now, later) = bytes.split_at((CHUNK - filled).min(bytes.len()));
-            self.open = (crc32c::crc32c_append(crc, now), filled + now.len());
-            if self.open.1 == CHUNK {
-                self.end_chunk();
-            }
-            bytes = later;
+/// Asks the holders of a block one after the other.
+async fn block_sum(fs: FileSystem, path: String, located: LocatedBlock) -> Result<BlockSum> {
+    let mut failures = Vec::new();
+    for replica in &located.replicas {
+        match ask(&fs, replica, &located).await {
+            Ok(sum) => return Ok(sum),
+            Err(error) => failures.push(format!("{}: {error}", replica.address)),
         }
     }
+    let id = located.block.as_ref().map_or(0, |block| block.id);
+    let why = if failures.is_empty() { "it has no replica".into() } else { failures.join("; ") };
+    let text = format!("no replica of block {id} of {path} gives its checksum: {why}");
+    Err(Error::new(ErrorCode::BlockNotFound, text).with_subject(path))
+}
 
-    fn end_chunk(&mut self) {
-        self.md5.update(self.open.0.to_be_bytes());
-        self.crcs += 1;
-        self.open = (0, 0);
-    }
+async fn ask(fs: &FileSystem, replica: &Replica, located: &LocatedBlock) -> Result<BlockSum> {
+    let block = located.block.clone().unwrap_or_default();
+    let block = ExtendedBlock {
+        pool_id: block.pool,
+        block_id: block.id as u64,
+        generation_stamp: block.generation,
+        num_bytes: located.complete.then_some(located.length),
+    };
+    let machine = (&fs.env().net, &fs.env().clock);
+    let sum = cairn_hdfs::block_checksum(machine, &replica.address, block, BlockChecksumType::Md5crc).await?;
+    Ok(BlockSum { bytes_per_crc: sum.bytes_per_crc, crcs: sum.crc_per_block, md5: sum.block_checksum.to_vec() })
 }
 
 /// The MD5 of the MD5s of all blocks.
 #[derive(Default)]
 struct FileSum {
     blocks: u64,
+    bytes_per_crc: u32,
     first_crcs: u64,
     md5s: Vec<u8>,
 }
@@ -94,15 +90,12 @@ struct Md5OfMd5s {
 }
 
 impl FileSum {
-    fn add(&mut self, mut block: BlockSum) {
-        if block.open.1 > 0 {
-            block.end_chunk();
-        }
+    fn add(&mut self, block: &BlockSum) {
         if self.blocks == 0 {
-            self.first_crcs = block.crcs;
+            (self.first_crcs, self.bytes_per_crc) = (block.crcs, block.bytes_per_crc);
         }
         self.blocks += 1;
-        self.md5s.extend_from_slice(&block.md5.finalize());
+        self.md5s.extend_from_slice(&block.md5);
     }
 
     fn finish(mut self) -> Md5OfMd5s {
@@ -110,7 +103,7 @@ impl FileSum {
         let room = self.md5s.len().max(32).next_power_of_two();
         self.md5s.resize(room, 0);
         Md5OfMd5s {
-            bytes_per_crc: if self.blocks == 0 { 0 } else { CHUNK as u32 },
+            bytes_per_crc: self.bytes_per_crc,
             crcs_per_block: if self.blocks > 1 { self.first_crcs } else { 0 },
             md5: Md5::digest(&self.md5s).into(),
         }
@@ -139,10 +132,8 @@ mod tests {
     fn of(blocks: &[&[u8]]) -> Md5OfMd5s {
         let mut file = FileSum::default();
         for bytes in blocks {
-            let mut block = BlockSum::default();
-            // Pieces of any length give the same.
-            bytes.chunks(700).for_each(|piece| block.add(piece));
-            file.add(block);
+            let crcs: Vec<u8> = bytes.chunks(512).flat_map(|chunk| crc32c::crc32c(chunk).to_be_bytes()).collect();
+            file.add(&BlockSum { bytes_per_crc: 512, crcs: crcs.len() as u64 / 4, md5: Md5::digest(&crcs).to_vec() });
         }
         file.finish()
     }

@@ -11,13 +11,16 @@
 //! the datanode does the same for all that it is writing; after a crash the lease of a half-written file runs out in the usual way.
 //!
 //! # Limits
-//! So many operations at a time, each with a bounded number of bytes in memory; more wait for some seconds and are then told to come again.
+//! So many operations at a time, each with a bounded number of bytes in memory, and of one address no more than half of them; more wait for some
+//! seconds and are then told to come again. Who sends or takes next to nothing for a minute gives its place up (`cairn_common::net::http`).
 
 mod checksum;
 mod read;
+mod turns;
 mod users;
 mod write;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,15 +29,18 @@ use cairn_common::net::http::{self, Answer, Incoming, Method, Request, StatusCod
 use cairn_datanode::WebDoor;
 use cairn_datanode::tasks::NodeName;
 use cairn_proto::webhdfs::{self, Parameters};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::fs::{ClientSettings, Error, ErrorCode, FileSystem, Result};
+use turns::{Turn, Turns};
 use users::Users;
 
 /// Reads and writes at a time.
 const OPERATIONS: u32 = 64;
+/// Of one address.
+const OPERATIONS_OF_ONE: u32 = OPERATIONS / 2;
 /// How long one waits for its turn.
-const TURN: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// File data that one writer holds until it is acknowledged, and that one reader fetches ahead.
 const WRITE_WINDOW_BYTES: u64 = 4 << 20;
 const READ_AHEAD_BYTES: u64 = 2 << 20;
@@ -50,7 +56,7 @@ pub struct WebGate {
     env: Env,
     namenode: String,
     users: Arc<Users>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// One for each upload under way.
     uploads: Arc<Semaphore>,
     stop: watch::Sender<bool>,
@@ -62,7 +68,14 @@ struct Call {
     path: String,
     parameters: Parameters,
     /// Held until its last byte is sent or taken.
-    turn: OwnedSemaphorePermit,
+    turn: Turn,
+}
+
+/// The data of a request that nobody has taken to its end.
+struct Rest {
+    body: Incoming,
+    /// Some of it was asked for, so the client sends the rest as well.
+    begun: bool,
 }
 
 impl WebGate {
@@ -78,22 +91,23 @@ impl WebGate {
             users: Arc::new(Users::new(env.clone(), settings)),
             env,
             namenode: namenode.to_owned(),
-            turns: Arc::new(Semaphore::new(OPERATIONS as usize)),
+            turns: Turns::new(OPERATIONS, OPERATIONS_OF_ONE),
             uploads: Arc::new(Semaphore::new(OPERATIONS as usize)),
             stop: watch::channel(false).0,
         }
     }
 
-    async fn begin(&self, node: &NodeName, head: &http::Request<()>) -> Result<Call> {
+    async fn begin(&self, node: &NodeName, peer: IpAddr, head: &http::Request<()>) -> Result<Call> {
         let parameters = Parameters::parse(head.uri().query().unwrap_or_default())?;
         let path = webhdfs::path_of(head.uri().path())?;
-        let user = parameters.user()?;
+        let user = parameters.user(&[])?;
         if *self.stop.borrow() {
             return Err(stopping());
         }
-        let Ok(Ok(turn)) = self.env.clock.timeout(TURN, Arc::clone(&self.turns).acquire_owned()).await else {
-            let text =
-                format!("this datanode has {OPERATIONS} WebHDFS operations under way: try again, or another one");
+        let Ok(turn) = self.env.clock.timeout(PATIENCE, self.turns.take(peer)).await else {
+            let text = format!(
+                "this datanode has {OPERATIONS} WebHDFS operations under way, or {OPERATIONS_OF_ONE} of {peer}: try again, or another one"
+            );
             return Err(Error::new(ErrorCode::Busy, text));
         };
         let fs = self.users.of(user, node).await?;
@@ -101,8 +115,15 @@ impl WebGate {
     }
 
     /// Carries out a request; returns its body if nobody has taken it.
-    async fn operate(&self, node: &NodeName, head: &Request<()>, body: Incoming) -> (Result<Answer>, Option<Incoming>) {
-        let call = match self.begin(node, head).await {
+    async fn operate(
+        &self,
+        node: &NodeName,
+        peer: IpAddr,
+        head: &Request<()>,
+        body: Incoming,
+    ) -> (Result<Answer>, Option<Rest>) {
+        let body = Rest { body, begun: false };
+        let call = match self.begin(node, peer, head).await {
             Ok(call) => call,
             Err(error) => return (Err(error), Some(body)),
         };
@@ -113,10 +134,7 @@ impl WebGate {
         match (head.method(), op.as_str()) {
             (&Method::GET | &Method::HEAD, "OPEN") => (read::open(call).await, Some(body)),
             (&Method::GET | &Method::HEAD, "GETFILECHECKSUM") => (checksum::checksum(call).await, Some(body)),
-            (&Method::PUT, "CREATE") | (&Method::POST, "APPEND") => {
-                let (result, body) = self.upload(&op, call, body).await;
-                (result, body)
-            }
+            (&Method::PUT, "CREATE") | (&Method::POST, "APPEND") => self.upload(&op, call, body).await,
             (method, _) => {
                 let shown: String = op.chars().take(60).collect();
                 let text = format!(
@@ -128,7 +146,7 @@ impl WebGate {
     }
 
     /// In a task of its own: it must come to an end, good or bad, also when the client leaves and this future is dropped.
-    async fn upload(&self, op: &str, call: Call, body: Incoming) -> (Result<Answer>, Option<Incoming>) {
+    async fn upload(&self, op: &str, call: Call, body: Rest) -> (Result<Answer>, Option<Rest>) {
         let plan = match write::Plan::of(op, &call.parameters) {
             Ok(plan) => plan,
             Err(error) => return (Err(error), Some(body)),
@@ -172,17 +190,18 @@ impl Call {
 
 #[async_trait::async_trait]
 impl WebDoor for WebGate {
-    async fn answer(&self, node: &NodeName, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, node: &NodeName, peer: IpAddr, request: Request<Incoming>) -> Answer {
         let (parts, body) = request.into_parts();
         let head = Request::from_parts(parts, ());
-        let (result, rest) = self.operate(node, &head, body).await;
+        let (result, rest) = self.operate(node, peer, &head, body).await;
         let failure = match result {
             Ok(answer) => return answer,
             Err(error) => error,
         };
-        // A client that waits for "100 Continue" sends nothing before it has its answer.
-        if let Some(mut rest) = rest.filter(|_| !head.headers().contains_key(header::EXPECT)) {
-            http::drain(&mut rest, &self.env.clock, REFUSED_BYTES).await;
+        // A client that waits for "100 Continue" sends nothing before it has its answer; it has had that when some of its data was taken.
+        let waits = head.headers().contains_key(header::EXPECT);
+        if let Some(mut rest) = rest.filter(|rest| rest.begun || !waits) {
+            http::drain(&mut rest.body, &self.env.clock, REFUSED_BYTES).await;
         }
         http::refusal(&failure)
     }

@@ -42,7 +42,7 @@ struct Range {
     left: u64,
     ready: Option<Bytes>,
     #[allow(dead_code, reason = "held as long as the range")]
-    turn: tokio::sync::OwnedSemaphorePermit,
+    turn: super::turns::Turn,
 }
 
 impl Range {

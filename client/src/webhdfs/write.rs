@@ -7,7 +7,7 @@ use cairn_proto::webhdfs::{Parameters, no_file, overwrites};
 use tokio::sync::watch;
 
 use super::users::Users;
-use super::{Call, stopping};
+use super::{Call, Rest, stopping};
 use crate::fs::{AppendOptions, CreateOptions, Error, ErrorCode, FileSystem, FileWriter, Result};
 
 /// Of a new file if nothing is said.
@@ -48,12 +48,12 @@ pub struct Upload {
 
 impl Upload {
     /// Gives the body back, for what is left in it.
-    pub async fn run(mut self, mut body: Incoming) -> (Result<()>, Incoming) {
+    pub async fn run(mut self, mut body: Rest) -> (Result<()>, Rest) {
         let result = self.write(&mut body).await;
         (result, body)
     }
 
-    async fn write(&mut self, body: &mut Incoming) -> Result<()> {
+    async fn write(&mut self, body: &mut Rest) -> Result<()> {
         let (fs, path) = (&self.call.fs, &self.call.path);
         let opened = match &self.plan {
             Plan::Create(options) => fs.create(path, options.clone()).await,
@@ -65,10 +65,11 @@ impl Upload {
         }
         let mut writer = opened.map_err(|error| no_file(error, path))?;
         let inode = writer.inode();
+        body.begun = true;
         let taken = tokio::select! { biased;
             // An error means that the gate is gone, and with it the datanode.
             _ = self.stop.wait_for(|&stop| stop) => Err(stopping()),
-            taken = take(fs, body, &mut writer) => taken,
+            taken = take(fs, &mut body.body, &mut writer) => taken,
         };
         let (ended, writer) = match taken {
             Ok(()) => (writer.close().await.map(drop), None),
@@ -95,7 +96,8 @@ fn is_ambiguous(error: &Error) -> bool {
 }
 
 async fn take(fs: &FileSystem, body: &mut Incoming, writer: &mut FileWriter) -> Result<(), Error> {
-    while let Some(piece) = http::next_piece(body, &fs.env().clock).await? {
+    let mut pieces = http::Pieces::new(body, &fs.env().clock);
+    while let Some(piece) = pieces.next().await? {
         writer.write_bytes(piece).await?;
     }
     Ok(())

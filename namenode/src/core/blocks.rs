@@ -188,6 +188,8 @@ pub struct OpenBlock {
     pub expected: Vec<StorageIndex>,
     /// What was reported.
     pub seen: Vec<SeenReplica>,
+    /// Bytes of file data that its writer said at a sync, for the status of its file.
+    pub said: u64,
 }
 
 /// A replica that does not count, and what its own node says of it.

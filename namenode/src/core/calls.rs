@@ -242,6 +242,7 @@ impl Core {
             R::ConfirmRestore(_) => done(self.confirm_restore(turn, &who)),
             R::ReportBadReplica(r) => done(self.report_bad_replica(r)),
             R::RenewLease(r) => done(Ok(self.renew_lease(&who, r))),
+            R::SyncFile(r) => done(self.sync_file(&who, r)),
             R::Create(r) => done(self.create(turn, &who, r)),
             R::Append(r) => done(self.append(turn, &who, r)),
             R::Truncate(r) => done(self.truncate(turn, &who, r)),

@@ -91,6 +91,7 @@ impl ClientRequest {
             self,
             Self::GetServerDefaults(_)
                 | Self::RenewLease(_)
+                | Self::SyncFile(_)
                 | Self::GetStatus(_)
                 | Self::List(_)
                 | Self::GetBlockLocations(_)
@@ -128,6 +129,8 @@ calls! {
     Complete(CompleteRequest, CompleteResponse),
     /// Keeps the leases of a client.
     RenewLease(RenewLeaseRequest, RenewLeaseResponse),
+    /// Says how long the open block of a file is.
+    SyncFile(SyncFileRequest, SyncFileResponse),
     /// Takes a file from its writer and closes it.
     RecoverLease(RecoverLeaseRequest, RecoverLeaseResponse),
     /// Status of one path.

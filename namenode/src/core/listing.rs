@@ -53,7 +53,29 @@ impl Core {
             children: (inode.child_count() - usize::from(id == ROOT && self.system_directory().is_some())) as u64,
             open: inode.is_open(),
             blocks: Vec::new(),
+            shown_length: None,
         })
+    }
+
+    /// The same with the length that HDFS's doors show. Answers that are remembered do without: it is in no log.
+    fn shown_status(&self, id: u64, path: &str) -> Option<pb::FileStatus> {
+        let shown_length = self.tree.get(id).and_then(|inode| self.shown_length(inode));
+        self.status(id, path).map(|status| pb::FileStatus { shown_length, ..status })
+    }
+
+    /// HDFS counts what the writer of an open block said at a sync, and shows a cut only when it is made.
+    fn shown_length(&self, inode: &Inode) -> Option<u64> {
+        if !inode.is_open() {
+            return None;
+        }
+        let last = *inode.blocks().last()?;
+        let (block, open) = (self.blocks.get(last)?, self.blocks.open.get(&last)?);
+        let (known, shown) = match block.target() {
+            // After a restart nothing is known of it until a datanode reports.
+            Some(target) => (target, open.seen.iter().map(|seen| seen.length).max().unwrap_or(target).max(target)),
+            None => (0, open.said),
+        };
+        (shown != known).then(|| self.length_of(inode) - known + shown)
     }
 
     /// The system's own directory: no entry of the root's that people have to look at, or that is counted with them.
@@ -93,7 +115,7 @@ impl Core {
         request: &pb::GetStatusRequest,
     ) -> Result<pb::GetStatusResponse, Error> {
         let id = self.find(who, &request.path)?;
-        Ok(pb::GetStatusResponse { status: self.status(id, &request.path) })
+        Ok(pb::GetStatusResponse { status: self.shown_status(id, &request.path) })
     }
 
     /// Tells whether the caller has an access (bits of `permissions`) to what is at the path.
@@ -120,7 +142,7 @@ impl Core {
         let id = self.find(who, &request.path)?;
         let place = self.place_of(&who.caller.host);
         let entry = |child: u64, path: &str, random: &mut Random| {
-            let mut status = self.status(child, path)?;
+            let mut status = self.shown_status(child, path)?;
             if request.with_locations {
                 status.blocks = self.located_blocks(child, 0, u64::MAX, &place, random);
             }
@@ -179,7 +201,7 @@ impl Core {
         let last = request.offset.saturating_add(length);
         let place = self.place_of(&who.caller.host);
         let blocks = self.located_blocks(id, request.offset, last, &place, &mut turn.random);
-        Ok(pb::GetBlockLocationsResponse { status: self.status(id, path), blocks })
+        Ok(pb::GetBlockLocationsResponse { status: self.shown_status(id, path), blocks })
     }
 
     /// Blocks of a file that touch `first..last`; of very many only the first ones.

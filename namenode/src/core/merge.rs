@@ -190,6 +190,7 @@ impl Core {
             size: length,
             present: &[],
             excluded: &[],
+            favored: &[],
             local: Some(local),
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
             repair_cap: None,

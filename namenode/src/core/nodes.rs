@@ -399,7 +399,20 @@ impl Nodes {
             storage_id: entry.id.clone(),
             storage_type: entry.kind,
             state: state as i32,
+            http_port: node.http_address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0),
         }
+    }
+
+    /// A node as HDFS's clients name it: "HOST:PORT" or "IP:PORT" of its data port, or either without the port.
+    pub fn find_by_name(&self, name: &str) -> Option<NodeIndex> {
+        let is_it = |node: &Node| {
+            let (ip, port) = node.address.rsplit_once(':').unwrap_or((&node.address, ""));
+            let rest = name
+                .strip_prefix(ip)
+                .or_else(|| name.strip_prefix(node.host.as_str()).filter(|_| !node.host.is_empty()));
+            rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':') == Some(port))
+        };
+        self.nodes.iter().position(is_it).map(|index| index as NodeIndex)
     }
 
     /// Nodes that can hold replicas.

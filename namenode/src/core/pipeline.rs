@@ -38,6 +38,7 @@ impl Core {
             size: size.saturating_mul(self.settings.min_free_blocks),
             present: &present,
             excluded: &excluded,
+            favored: &[],
             local: None,
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
             repair_cap: None,

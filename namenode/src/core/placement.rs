@@ -3,6 +3,7 @@
 //! First replica on the writer's node if it is a datanode, else on a random good one; second on another rack; third on the
 //! second's rack, another node; more at random. No node twice; no more than `floor((n-1)/racks)+2` in a rack. Nodes are
 //! drawn with a weight of free space over transfers in flight. With fewer good nodes than replicas fewer are handed out.
+//! Nodes that the writer favors come before all that, wherever they are; the rest is placed as if they had been chosen so.
 
 use super::blocks::StorageIndex;
 use super::codec::Random;
@@ -19,6 +20,8 @@ pub struct Request<'a> {
     pub present: &'a [NodeIndex],
     /// Nodes that must not be used.
     pub excluded: &'a [NodeIndex],
+    /// Nodes that the writer wants, in this order.
+    pub favored: &'a [NodeIndex],
     /// The writer's node, if it is a datanode.
     pub local: Option<NodeIndex>,
     /// Last sign of life before which a node is stale (turn time).
@@ -108,7 +111,8 @@ pub fn choose(nodes: &Nodes, request: &Request<'_>, random: &mut Random) -> Vec<
     let mut storages = Vec::with_capacity(request.count);
     while storages.len() < request.count {
         let room = |candidate: &Candidate<'_>| chosen.iter().filter(|(_, rack)| *rack == candidate.rack).count() < cap;
-        let pick = match &chosen[..] {
+        let favored = request.favored.iter().find_map(|node| pool.iter().position(|one| one.node == *node));
+        let pick = favored.or_else(|| match &chosen[..] {
             [] => request
                 .local
                 .and_then(|local| pool.iter().position(|candidate| candidate.node == local))
@@ -129,7 +133,7 @@ pub fn choose(nodes: &Nodes, request: &Request<'_>, random: &mut Random) -> Vec<
                     .or_else(|| draw(&pool, random, |c| (c.rack == *first || c.rack == *second) && room(c)))
             }
             _ => None,
-        };
+        });
         let Some(at) = pick.or_else(|| draw(&pool, random, room)) else { break };
         let candidate = pool.swap_remove(at);
         chosen.push((candidate.node, candidate.rack));
@@ -186,7 +190,16 @@ mod tests {
     }
 
     fn request(count: usize, local: Option<NodeIndex>) -> Request<'static> {
-        Request { count, size: 1, present: &[], excluded: &[], local, fresh_since_ms: 50, repair_cap: None }
+        Request {
+            count,
+            size: 1,
+            present: &[],
+            excluded: &[],
+            favored: &[],
+            local,
+            fresh_since_ms: 50,
+            repair_cap: None,
+        }
     }
 
     proptest! {
@@ -234,6 +247,20 @@ mod tests {
                 prop_assert_eq!(second_rack, Some(racks[chosen[2] as usize]));
             }
         }
+    }
+
+    #[test]
+    fn favored_nodes_come_first_if_they_can_take_it() {
+        let mut nodes = cluster(&[0, 0, 0, 1, 1]);
+        nodes.storage_mut(2).remaining = 0;
+        for seed in 0..50 {
+            let wanted = Request { favored: &[1, 2, 0], ..request(3, Some(4)) };
+            let chosen = choose(&nodes, &wanted, &mut Random::new(seed));
+            assert!(chosen[..2] == [1, 0] && chosen[2] >= 3, "{chosen:?}");
+            let excluded = Request { excluded: &[1], ..wanted };
+            assert_eq!(choose(&nodes, &excluded, &mut Random::new(seed))[0], 0);
+        }
+        assert_eq!(choose(&nodes, &Request { favored: &[1, 0], ..request(2, None) }, &mut Random::new(1)), [1, 0]);
     }
 
     #[test]

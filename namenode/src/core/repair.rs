@@ -506,6 +506,7 @@ impl Core {
                 .min(file.map_or(u64::MAX, super::inode::Inode::block_size)),
             present: &present,
             excluded: &excluded,
+            favored: &[],
             local: None,
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
             repair_cap,

@@ -233,6 +233,7 @@ pub fn call_of(request: &ClientRequest) -> Option<&pb::CallContext> {
         R::GetServerDefaults(_)
         | R::AddPipelineNode(_)
         | R::RenewLease(_)
+        | R::SyncFile(_)
         | R::RecoverLease(_)
         | R::GetStatus(_)
         | R::List(_)

@@ -224,6 +224,28 @@ impl Core {
         }
     }
 
+    /// HDFS's `fsync`. What the writer says of its block is for the status of the file alone: readers ask the datanodes.
+    pub(super) fn sync_file(
+        &mut self,
+        who: &Who<'_>,
+        request: &pb::SyncFileRequest,
+    ) -> Result<pb::SyncFileResponse, Error> {
+        self.check_lease(who, request.inode, &request.client_name)?;
+        let inode = self.tree.get(request.inode);
+        let last = inode.and_then(|inode| Some((*inode.blocks().last()?, inode.block_size())));
+        if let (Some(length), Some((id, most))) = (request.last_block_length, last) {
+            if length > most {
+                return Err(
+                    self.invalid(request.inode, format!("Block {id} cannot have {length} bytes of at most {most}"))
+                );
+            }
+            if let Some(open) = self.blocks.open.get_mut(&id) {
+                open.said = open.said.max(length);
+            }
+        }
+        Ok(pb::SyncFileResponse {})
+    }
+
     /// The answer names the pipeline in its order, not by distance.
     fn block_answer(&self, turn: &mut Turn<'_>, caller: &Caller, file: u64, id: u64) -> pb::AddBlockResponse {
         let blocks = self.tree.get(file).map_or(&[][..], super::inode::Inode::blocks);
@@ -250,11 +272,14 @@ impl Core {
         let (count, size) = inode.map_or((1, 0), |inode| (usize::from(inode.replication), inode.block_size()));
         let excluded: Vec<NodeIndex> = request.exclude_nodes.iter().filter_map(|id| self.nodes.find(id)).collect();
         let local = self.local_node(turn, caller, &request.local_node);
+        let favored: Vec<NodeIndex> =
+            request.favored_nodes.iter().filter_map(|name| self.nodes.find_by_name(name)).collect();
         let wanted = placement::Request {
             count,
             size: size.saturating_mul(self.settings.min_free_blocks),
             present: &[],
             excluded: &excluded,
+            favored: &favored,
             local,
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
             repair_cap: None,

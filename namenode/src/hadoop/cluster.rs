@@ -132,7 +132,7 @@ fn datanode(node: &pb::NodeReport) -> wire::DatanodeInfo {
         S::Maintenance => A::InMaintenance,
     };
     wire::DatanodeInfo {
-        id: convert::datanode_id(&node.id, &node.host, &node.address, &node.http_address),
+        id: convert::datanode_id(&node.id, &node.host, &node.address, convert::port_of(&node.http_address)),
         capacity: Some(node.capacity),
         dfs_used: Some(node.used),
         remaining: Some(node.remaining),

@@ -15,7 +15,7 @@ pub fn status(status: &pb::FileStatus, name: &str) -> wire::HdfsFileStatus {
     wire::HdfsFileStatus {
         file_type: kind as i32,
         path: Bytes::copy_from_slice(name.as_bytes()),
-        length: status.length,
+        length: status.shown_length.unwrap_or(status.length),
         permission: wire::FsPermission { perm: status.permission },
         owner: status.owner.clone(),
         group: status.group.clone(),
@@ -36,15 +36,20 @@ fn split_address(address: &str) -> (String, u32) {
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
 }
 
+/// The port of "HOST:PORT"; 0: there is none.
+pub fn port_of(address: &str) -> u32 {
+    split_address(address).1
+}
+
 /// A datanode. Data and RPC of Hadoop's clients come to its one data port.
-pub fn datanode_id(node_id: &str, host: &str, address: &str, http_address: &str) -> wire::DatanodeId {
+pub fn datanode_id(node_id: &str, host: &str, address: &str, http_port: u32) -> wire::DatanodeId {
     let (ip_addr, port) = split_address(address);
     wire::DatanodeId {
         ip_addr,
         host_name: host.to_owned(),
         datanode_uuid: node_id.to_owned(),
         xfer_port: port,
-        info_port: split_address(http_address).1,
+        info_port: http_port,
         ipc_port: port,
         info_secure_port: Some(0),
     }
@@ -62,7 +67,7 @@ fn storage_kind(kind: pb::StorageType) -> wire::StorageKind {
 /// Nodes, kinds and ids of storages go side by side: clients index one by the other.
 pub fn push_replica(block: &mut wire::LocatedBlock, replica: &pb::Replica) {
     block.locs.push(wire::DatanodeInfo {
-        id: datanode_id(&replica.node_id, &replica.host, &replica.address, ""),
+        id: datanode_id(&replica.node_id, &replica.host, &replica.address, replica.http_port),
         location: Some(replica.rack.clone()),
         ..wire::DatanodeInfo::default()
     });
@@ -99,10 +104,16 @@ fn has_length(block: &pb::LocatedBlock) -> bool {
 /// The blocks of a file. The first one that is being written ends what is known: its readers ask a datanode how long it is.
 pub fn located_blocks(status: &pb::FileStatus, blocks: &[pb::LocatedBlock]) -> wire::LocatedBlocks {
     let known = blocks.iter().take_while(|block| has_length(block));
-    let known: Vec<wire::LocatedBlock> = known.map(located_block).collect();
+    let mut known: Vec<wire::LocatedBlock> = known.map(located_block).collect();
     let open = blocks.iter().find(|block| !has_length(block)).map(located_block);
     let end = |block: &wire::LocatedBlock| block.offset + block.b.num_bytes();
     let last = known.last().filter(|block| end(block) == status.length).cloned();
+    if let (Some(shown), Some(unfinished)) = (status.shown_length, blocks.iter().find(|block| !block.complete)) {
+        // Who asks where bytes of the shown length lie must find all of them in a block.
+        let length = shown.saturating_sub(unfinished.offset);
+        known.retain(|block| block.offset < unfinished.offset);
+        known.push(located_block(&pb::LocatedBlock { length, ..unfinished.clone() }));
+    }
     wire::LocatedBlocks {
         // What lies behind an open block is not to be read before that one is finished.
         file_length: open.as_ref().map_or(status.length, |block| block.offset),
@@ -132,6 +143,7 @@ mod tests {
             address: "127.0.0.5:9866".into(),
             rack: "/r1".into(),
             storage_id: "s1".into(),
+            http_port: 9864,
             ..pb::Replica::default()
         };
         let identity = pb::Block { pool: "p".into(), id, generation: 1_001 };
@@ -150,6 +162,7 @@ mod tests {
         let located = located_block(&block(7, 10, 5, true));
         let id = &located.locs[0].id;
         assert_eq!((&*id.ip_addr, id.xfer_port, id.ipc_port, &*id.host_name), ("127.0.0.5", 9866, 9866, "worker1"));
+        assert_eq!(id.info_port, 9864);
         assert_eq!(located.locs[0].location.as_deref(), Some("/r1"));
         assert_eq!((located.storage_ids.len(), located.storage_types.len()), (1, 1));
         assert_eq!(split_address("[::1]:80"), ("::1".to_owned(), 80));
@@ -167,6 +180,16 @@ mod tests {
         assert_eq!((located.file_length, located.blocks.len(), located.is_last_block_complete), (25, 2, true));
         let located = located_blocks(&status, &[block(1, 0, 20, true)]);
         assert!(located.last_block.is_none(), "the range did not reach the end");
+        // The writer said that the open block has 7 bytes: they lie somewhere, and readers still ask how many there are.
+        let status = pb::FileStatus { length: 20, shown_length: Some(27), open: true, ..pb::FileStatus::default() };
+        let located = located_blocks(&status, &[block(1, 0, 20, true), block(2, 20, 0, false)]);
+        assert_eq!((located.file_length, located.blocks.len(), located.is_last_block_complete), (20, 2, false));
+        assert_eq!(located.blocks[1].b.num_bytes(), 7);
+        // Cut from 30 bytes to 25.
+        let status = pb::FileStatus { length: 25, shown_length: Some(30), open: true, ..pb::FileStatus::default() };
+        let located = located_blocks(&status, &[block(1, 0, 20, true), block(2, 20, 5, false)]);
+        assert_eq!((located.file_length, located.blocks.len(), located.is_last_block_complete), (25, 2, true));
+        assert_eq!((located.blocks[1].b.num_bytes(), located.last_block.unwrap().b.num_bytes()), (10, 5));
     }
 
     #[test]

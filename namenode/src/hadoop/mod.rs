@@ -22,11 +22,12 @@ mod cluster;
 mod convert;
 mod namespace;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writing;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_common::net::hadoop::{Answer, Call, Protocol, RpcError};
@@ -48,6 +49,8 @@ pub struct ClientProtocol {
     owner: OwnerRef,
     groups: Groups,
     pool_id: String,
+    /// Users who may act for any other.
+    proxy_users: Arc<[String]>,
 }
 
 /// One call with what its methods need.
@@ -61,9 +64,9 @@ struct Asked<'a> {
 type Done<T> = std::result::Result<T, RpcError>;
 
 impl ClientProtocol {
-    /// In front of `owner`, for clients of this block pool.
-    pub fn new(owner: OwnerRef, groups: Groups, pool_id: String) -> Self {
-        Self { owner, groups, pool_id }
+    /// In front of `owner`, for clients of this block pool. Each of `proxy_users` may act for any other user.
+    pub fn new(owner: OwnerRef, groups: Groups, pool_id: String, proxy_users: Vec<String>) -> Self {
+        Self { owner, groups, pool_id, proxy_users: proxy_users.into() }
     }
 
     async fn asked<'a>(&'a self, call: &'a Call) -> Asked<'a> {
@@ -76,6 +79,10 @@ impl ClientProtocol {
 impl Protocol for ClientProtocol {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn may_act_for(&self, real_user: &str, _user: &str) -> bool {
+        self.proxy_users.iter().any(|known| known == real_user)
     }
 
     fn call<'a>(&'a self, call: &'a Call, request: Bytes) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {

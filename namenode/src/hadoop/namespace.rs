@@ -5,6 +5,9 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::{Asked, Done, as_io, convert, io_exception};
 
+/// Blocks of one answer: Hadoop's clients take no larger one.
+const MAX_BLOCKS: usize = 200_000;
+
 /// No such entry is an answer, not a failure.
 fn if_there<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
@@ -80,16 +83,42 @@ impl Asked<'_> {
         Ok(wire::GetBlockLocationsResponse { locations: Some(located) })
     }
 
+    /// The blocks of a file in a range (length 0: to the end): the core gives some thousands at a time.
+    async fn blocks(&self, path: &str, offset: u64, length: u64) -> Result<(pb::FileStatus, Vec<pb::LocatedBlock>)> {
+        let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
+        let (mut at, mut all) = (offset, Vec::<pb::LocatedBlock>::new());
+        let mut first: Option<pb::FileStatus> = None;
+        loop {
+            let length = if end == u64::MAX { 0 } else { end - at };
+            let request = pb::GetBlockLocationsRequest { path: path.to_owned(), offset: at, length };
+            let answer: Result<pb::GetBlockLocationsResponse> = self.ask(request).await;
+            let answer = answer.map_err(|error| match error.code() {
+                ErrorCode::NotAFile => not_a_file(path),
+                _ => error,
+            })?;
+            let status = first.get_or_insert_with(|| answer.status.clone().unwrap_or_default());
+            if answer.status.is_some_and(|now| now.inode != status.inode) {
+                let text = format!("{path} became another file while its blocks were listed");
+                return Err(Error::new(ErrorCode::FileNotFound, text).with_subject(path));
+            }
+            let known: Vec<_> = all.iter().rev().take(2).map(|block| block.block.clone()).collect();
+            all.extend(answer.blocks.into_iter().filter(|block| !known.contains(&block.block)));
+            if all.len() > MAX_BLOCKS {
+                let text = format!("more than {MAX_BLOCKS} blocks of {path} were asked for: ask for a smaller range");
+                return Err(Error::new(ErrorCode::Io, text).with_subject(path));
+            }
+            let reached = all.last().map_or(at, |last| last.offset + last.length);
+            if reached <= at || reached >= end.min(status.length) {
+                return Ok((first.unwrap_or_default(), all));
+            }
+            at = reached;
+        }
+    }
+
     /// Blocks in a range (length 0: to the end), and the one that is being written, wherever it is.
     async fn locate(&self, path: &str, offset: u64, length: u64) -> Result<wire::LocatedBlocks> {
-        let request = pb::GetBlockLocationsRequest { path: path.to_owned(), offset, length };
-        let answer: Result<pb::GetBlockLocationsResponse> = self.ask(request).await;
-        let answer = answer.map_err(|error| match error.code() {
-            ErrorCode::NotAFile => not_a_file(path),
-            _ => error,
-        })?;
-        let status = answer.status.unwrap_or_default();
-        let mut located = convert::located_blocks(&status, &answer.blocks);
+        let (status, blocks) = self.blocks(path, offset, length).await?;
+        let mut located = convert::located_blocks(&status, &blocks);
         if status.open && located.is_last_block_complete && length != 0 {
             let request = pb::GetBlockLocationsRequest { path: path.to_owned(), offset: status.length, length: 0 };
             let rest: pb::GetBlockLocationsResponse = self.ask(request).await?;

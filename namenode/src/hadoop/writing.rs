@@ -70,6 +70,7 @@ impl Asked<'_> {
             by_previous: true,
             committed,
             exclude_nodes: ids(&request.exclude_nodes),
+            favored_nodes: request.favored_nodes,
             ..pb::AddBlockRequest::default()
         };
         let mut caller = self.caller.clone();
@@ -171,18 +172,18 @@ impl Asked<'_> {
         }
     }
 
-    /// The block is in the log since it was handed out, and its length is the datanodes' to tell: nothing has to be kept. The
-    /// lease is renewed.
+    /// The block is in the log since it was handed out, and its length is the datanodes' to tell; what the client says of it is
+    /// shown in the status of the file.
     pub(super) async fn fsync(&self, request: wire::FsyncRequest) -> Done<()> {
-        self.renew(request.client).await
+        let inode = self.file(request.file_id(), &request.src).await?;
+        let last_block_length = u64::try_from(request.last_block_length()).ok();
+        let sync = pb::SyncFileRequest { inode, client_name: request.client, last_block_length };
+        let _: pb::SyncFileResponse = self.ask(sync).await.map_err(as_io)?;
+        Ok(())
     }
 
     pub(super) async fn renew_lease(&self, request: wire::RenewLeaseRequest) -> Done<()> {
-        self.renew(request.client_name).await
-    }
-
-    async fn renew(&self, client_name: String) -> Done<()> {
-        let _: pb::RenewLeaseResponse = self.ask(pb::RenewLeaseRequest { client_name }).await?;
+        let _: pb::RenewLeaseResponse = self.ask(pb::RenewLeaseRequest { client_name: request.client_name }).await?;
         Ok(())
     }
 

@@ -43,6 +43,8 @@ pub struct State {
     pub rpc_addr: SocketAddr,
     /// Keeps web pages out.
     pub guard: Guard,
+    /// Users who may act for any other.
+    pub proxy_users: Arc<[String]>,
     /// Datanodes, as they were a moment ago.
     pub nodes: Arc<Nodes>,
 }
@@ -60,7 +62,7 @@ pub async fn serve(listener: Listener, state: State, mut stop: watch::Receiver<b
         let state = state.clone();
         async move { answer(request, peer, &state).await }
     };
-    http::serve(listener, clock, MAX_CONNECTIONS, stopped, handler).await;
+    http::serve(listener, clock, MAX_CONNECTIONS, std::future::pending::<()>(), stopped, handler).await;
 }
 
 async fn answer(request: Request<Incoming>, peer: SocketAddr, state: &State) -> Answer {

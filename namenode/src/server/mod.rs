@@ -157,6 +157,7 @@ impl Namenode {
                 cluster_id: facts.cluster_id.clone(),
                 rpc_addr,
                 guard: Guard::new(names, "the setting namenode.http_names"),
+                proxy_users: settings.proxy_users.clone().into(),
                 nodes: Arc::default(),
             };
             tasks.push(tokio::spawn(http::serve(listener, state, stopped)));
@@ -223,7 +224,12 @@ fn serve_rpc(
         journal: storage.journal.clone(),
         max_connections: settings.max_connections,
         served,
-        hadoop: Arc::new(ClientProtocol::new(owner.clone(), groups.clone(), storage.pool_id.clone())),
+        hadoop: Arc::new(ClientProtocol::new(
+            owner.clone(),
+            groups.clone(),
+            storage.pool_id.clone(),
+            settings.proxy_users.clone(),
+        )),
         hadoop_limits: Limits { calls: settings.calls_per_connection as usize, ..Limits::default() },
         stop: stopped.clone(),
     };

@@ -25,7 +25,10 @@ pub fn hadoop_rpc(data: &[u8]) {
             assert!(head.call_id >= 0 && head.client_id.len() <= frame::MAX_CLIENT_ID_BYTES);
             assert!(request.len() < data.len());
         }
-        Ok(frame::Frame::Context { user }) => assert!((1..=255).contains(&user.len())),
+        Ok(frame::Frame::Context { user, real_user }) => {
+            assert!((1..=255).contains(&user.len()));
+            assert!(real_user.is_none_or(|real| (1..=255).contains(&real.len()) && real != user));
+        }
         Ok(_) => {}
         Err(fatal) => {
             assert!(!fatal.error.message.is_empty());

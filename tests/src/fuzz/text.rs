@@ -52,7 +52,7 @@ pub fn web_addresses(data: &[u8]) {
     }
     let Ok(parameters) = Parameters::parse(query) else { return };
     assert_eq!(Parameters::parse(&parameters.encode_without(&[])).unwrap(), parameters);
-    if let Ok(user) = parameters.user() {
+    if let Ok(user) = parameters.user(&[]) {
         assert!(!user.is_empty() && user.len() <= 255 && !user.contains(['/', ':', ' ']), "{user:?}");
     }
     let _ =

@@ -56,6 +56,7 @@ impl OpenFile {
                     block_index: index,
                     local_node: self.fs.inner.settings.local_node.clone().unwrap_or_default(),
                     by_previous: false,
+                    favored_nodes: Vec::new(),
                     previous: None,
                 }
             );

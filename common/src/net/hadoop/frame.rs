@@ -30,6 +30,7 @@ const SASL_CALL: i32 = -33;
 const NO_CALL: i32 = -1;
 
 const SERVER_EXCEPTION: &str = "org.apache.hadoop.ipc.RpcServerException";
+const AUTHORIZATION: &str = "org.apache.hadoop.security.authorize.AuthorizationException";
 const ACCESS_CONTROL: &str = "org.apache.hadoop.security.AccessControlException";
 const VERSION_MISMATCH: &str = "org.apache.hadoop.ipc.RPC$VersionMismatch";
 
@@ -57,6 +58,8 @@ pub enum Frame {
     Context {
         /// Effective user.
         user: String,
+        /// Who acts for that user, if it is another one.
+        real_user: Option<String>,
     },
     /// A sign of life.
     Ping,
@@ -91,6 +94,14 @@ pub struct Fatal {
 impl Fatal {
     fn new(head: Head, class: &'static str, detail: ErrorDetail, message: String) -> Self {
         Self { head, error: RpcError { detail, ..RpcError::new(class, message) } }
+    }
+
+    /// Who calls may not act for the user that it names.
+    pub fn no_impersonation(real_user: &str, user: &str) -> Self {
+        // Clients of HDFS know these words.
+        let message = format!("User: {real_user} is not allowed to impersonate {user}");
+        let head = Head { call_id: CONTEXT_CALL, ..Head::of_none() };
+        Self::new(head, AUTHORIZATION, ErrorDetail::FatalUnauthorized, message)
     }
 
     /// A frame that is no frame.
@@ -165,12 +176,14 @@ fn body(frame: &mut Bytes) -> Result<Bytes, String> {
 
 fn context(head: Head, frame: &mut Bytes) -> Result<Frame, Fatal> {
     let context: IpcConnectionContext = delimited(frame, "the connection context")?;
-    let user = context.user_info.and_then(|info| info.effective_user).unwrap_or_default();
-    if user.is_empty() || user.len() > MAX_USER_BYTES {
+    let info = context.user_info.unwrap_or_default();
+    let (user, real_user) = (info.effective_user.unwrap_or_default(), info.real_user.unwrap_or_default());
+    if user.is_empty() || user.len().max(real_user.len()) > MAX_USER_BYTES {
         let message = format!("the connection context must name a user of 1 to {MAX_USER_BYTES} bytes");
         return Err(Fatal::new(head, ACCESS_CONTROL, ErrorDetail::FatalUnauthorized, message));
     }
-    Ok(Frame::Context { user })
+    let real_user = Some(real_user).filter(|real| !real.is_empty() && *real != user);
+    Ok(Frame::Context { user, real_user })
 }
 
 fn sasl(head: Head, frame: &mut Bytes) -> Result<Frame, Fatal> {

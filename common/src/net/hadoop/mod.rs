@@ -15,7 +15,8 @@
 //!
 //! # Authentication
 //! There is none: the user is who the connection context says. A client that begins SASL is told to go on without, as a HDFS
-//! without security tells it; one that insists on Kerberos then says so itself and leaves.
+//! without security tells it; one that insists on Kerberos then says so itself and leaves. A context that names a second, real user
+//! (Java's `doAs`) is refused unless the [`Protocol`] lets that one act for others.
 //!
 //! # Cancellation
 //! Dropping the future of [`serve`] closes the connection and drops its calls.
@@ -44,6 +45,9 @@ pub type Answer = Result<Vec<u8>, RpcError>;
 pub trait Protocol: Send + Sync + 'static {
     /// Class name by which clients ask for it, such as `org.apache.hadoop.hdfs.protocol.ClientProtocol`.
     fn name(&self) -> &'static str;
+
+    /// Whether `real_user` may call in the name of `user`, who is another one.
+    fn may_act_for(&self, real_user: &str, user: &str) -> bool;
 
     /// Answers one call. `request` is the method's message, as yet undecoded.
     fn call<'a>(&'a self, call: &'a Call, request: Bytes) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;

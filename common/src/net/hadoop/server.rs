@@ -259,7 +259,10 @@ impl Session {
             Frame::Ping => Ok(()),
             Frame::Close => Err(End::Quiet),
             Frame::Negotiate(head) => self.reply(frame::encode_go_on_simple(&head)).await,
-            Frame::Context { user } if self.user.is_empty() => {
+            Frame::Context { user, real_user } if self.user.is_empty() => {
+                if let Some(real_user) = real_user.filter(|real| !self.protocol.may_act_for(real, &user)) {
+                    return Err(Fatal::no_impersonation(&real_user, &user).into());
+                }
                 self.user = user;
                 Ok(())
             }

@@ -31,6 +31,10 @@ impl Protocol for Echo {
         NAME
     }
 
+    fn may_act_for(&self, real_user: &str, user: &str) -> bool {
+        (real_user, user) == ("hive", "ann")
+    }
+
     fn call<'a>(&'a self, call: &'a Call, request: Bytes) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
         Box::pin(async move {
             match &*call.method {
@@ -72,7 +76,11 @@ fn header(call_id: i32) -> Vec<u8> {
 }
 
 fn context(user: &str) -> Vec<u8> {
-    let info = UserInformation { effective_user: Some(user.into()), real_user: None };
+    context_by(user, None)
+}
+
+fn context_by(user: &str, real_user: Option<&str>) -> Vec<u8> {
+    let info = UserInformation { effective_user: Some(user.into()), real_user: real_user.map(Into::into) };
     let context = IpcConnectionContext { user_info: Some(info), protocol: Some(NAME.into()) };
     framed(&[header(-3), context.encode_length_delimited_to_vec()])
 }
@@ -246,6 +254,24 @@ async fn what_breaks_the_protocol_ends_the_connection_with_a_reason() {
     let mut client = Client::dial(limits).await;
     client.send(b"hrpc\x09\x00\x07").await;
     assert!(client.rest().await.is_empty(), "unknown authentication is closed without a word");
+}
+
+#[tokio::test]
+async fn who_acts_for_another_must_be_known_for_it() {
+    let mut client = Client::dial(Limits::default()).await;
+    client.send(b"hrpc\x09\x00\x00").await;
+    client.send(&[context_by("bob", Some("hive")), call(1, "who", b"")].concat()).await;
+    let (header, _) = client.reply().await;
+    assert_eq!((header.status(), header.error_detail()), (Status::Fatal, ErrorDetail::FatalUnauthorized));
+    assert_eq!(header.exception_class(), "org.apache.hadoop.security.authorize.AuthorizationException");
+    assert_eq!(header.error_message(), "User: hive is not allowed to impersonate bob");
+    assert!(client.rest().await.is_empty(), "the call is not answered in anybody's name");
+    for (user, real_user) in [("ann", "hive"), ("bob", "bob"), ("bob", "")] {
+        let mut client = Client::dial(Limits::default()).await;
+        client.send(b"hrpc\x09\x00\x00").await;
+        client.send(&[context_by(user, Some(real_user)), call(1, "who", b"")].concat()).await;
+        assert_eq!(client.reply().await.1, format!("{user} 1"));
+    }
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! HTTP/1 of the daemons: connections with limits, and answers.
 //!
 //! # Overview
-//! [`serve`] accepts connections and hands each request to a handler. [`Guard`] keeps web pages out. [`next_piece`] and [`drain`] take the
+//! [`serve`] accepts connections and hands each request to a handler. [`Guard`] keeps web pages out. [`Pieces`] and [`drain`] take the
 //! body of a request, [`stream`] sends one of any length; the rest of the functions make small answers.
 //!
 //! # Limits
 //! A number of connections at a time (more wait in the kernel's queue); 64 KiB for the first line and the headers of a request, which must be there
-//! within 10 s; a peer that takes no byte of an answer for a minute is cut off. HTTP's own refusals (414, 431, 400) are hyper's.
+//! within 10 s; a peer that takes less than 64 KiB of an answer in a minute is cut off. HTTP's own refusals (414, 431, 400) are hyper's.
 //!
 //! # Cancellation
 //! The handler's future is dropped when its peer goes away: what must be brought to an end regardless belongs into a task.
@@ -41,31 +41,40 @@ use stalling::Stalling;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// First line and headers of a request: a path of 8,000 bytes may have three characters for each.
 const HEAD_BYTES: usize = 64 << 10;
-/// No progress for this long while an answer is sent, or a body is awaited: the peer is taken for gone.
+/// Less than [`STALL_BYTES`] taken of an answer, or come of a body that is awaited, within this time: the peer is taken for gone.
 const STALL: Duration = Duration::from_secs(60);
+/// About a kilobyte a second: whoever is slower holds a place that others wait for.
+const STALL_BYTES: usize = 64 << 10;
 /// After a failed accept the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An answer; an error in the middle of its body ends the connection, so that nobody takes the part for the whole.
 pub type Answer = Response<UnsyncBoxBody<Bytes, Error>>;
 
-/// Serves until `stop` resolves; then connections are dropped as they are.
-pub async fn serve<H, F>(listener: Listener, clock: Clock, connections: usize, stop: impl Future, handler: H)
-where
+/// Serves until `stop` resolves; then connections are dropped as they are. Once `closed` resolves no more connections are taken.
+pub async fn serve<H, F>(
+    listener: Listener,
+    clock: Clock,
+    connections: usize,
+    closed: impl Future,
+    stop: impl Future,
+    handler: H,
+) where
     H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(connections));
     let (end, ended) = watch::channel(false);
-    let mut stop = std::pin::pin!(stop);
-    loop {
+    let (mut closed, mut stop) = (std::pin::pin!(closed), std::pin::pin!(stop));
+    let stopped = loop {
         let next = async {
             // The semaphore is never closed.
             let permit = Arc::clone(&room).acquire_owned().await;
             (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! { biased;
-            _ = &mut stop => break,
+            _ = &mut stop => break true,
+            _ = &mut closed => break false,
             next = next => next,
         };
         match accepted {
@@ -82,11 +91,16 @@ where
             Err(error) => {
                 tracing::warn!(%error, "an HTTP connection could not be accepted");
                 tokio::select! { biased;
-                    _ = &mut stop => break,
+                    _ = &mut stop => break true,
                     () = clock.sleep(ACCEPT_PAUSE) => {}
                 }
             }
         }
+    };
+    // Who comes now is refused by the kernel, and looks elsewhere.
+    drop(listener);
+    if !stopped {
+        stop.await;
     }
     end.send_replace(true);
 }
@@ -105,33 +119,54 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(Stalling::new(conn, STALL)), service)
+        .serve_connection(TokioIo::new(Stalling::new(conn, STALL, STALL_BYTES)), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "HTTP connection ended early");
     }
 }
 
-/// The next piece of a request's body; `None` at its end. Fails if the peer goes away before, or sends nothing for a minute.
-pub async fn next_piece<B>(body: &mut B, clock: &Clock) -> Result<Option<Bytes>>
+/// A request's body, piece by piece.
+pub struct Pieces<'b, B> {
+    body: &'b mut B,
+    clock: &'b Clock,
+    /// Bytes that came, and the time that was waited for them.
+    come: (usize, Duration),
+}
+
+impl<'b, B> Pieces<'b, B>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
 {
-    loop {
-        let frame = match clock.timeout(STALL, body.frame()).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(error))) => {
-                let text = format!("the client left in the middle of its data: {error}");
-                return Err(Error::new(ErrorCode::Unreachable, text));
-            }
-            Err(elapsed) => {
-                return Err(Error::new(ErrorCode::TimedOut, format!("the client sends no more data: {elapsed}")));
-            }
-        };
-        // Trailers say nothing to us.
-        if let Ok(data) = frame.into_data() {
+    /// Of this body.
+    pub fn new(body: &'b mut B, clock: &'b Clock) -> Self {
+        Self { body, clock, come: (0, Duration::ZERO) }
+    }
+
+    /// The next piece; `None` at the end. Fails if the peer goes away before, or sends less than 64 KiB while a minute is waited for it; the time
+    /// that the caller takes does not count.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let (bytes, waited) = self.come;
+            let from_ms = self.clock.mono_ms();
+            let frame = match self.clock.timeout(STALL.saturating_sub(waited), self.body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => {
+                    let text = format!("the client left in the middle of its data: {error}");
+                    return Err(Error::new(ErrorCode::Unreachable, text));
+                }
+                Err(_) => {
+                    let text = format!("the client is too slow: {bytes} bytes of data came in {STALL:?}");
+                    return Err(Error::new(ErrorCode::TimedOut, text));
+                }
+            };
+            let waited = waited + Duration::from_millis(self.clock.mono_ms().saturating_sub(from_ms));
+            // Trailers say nothing to us.
+            let Ok(data) = frame.into_data() else { continue };
+            let bytes = bytes.saturating_add(data.len());
+            self.come = if bytes >= STALL_BYTES { (0, Duration::ZERO) } else { (bytes, waited) };
             return Ok(Some(data));
         }
     }

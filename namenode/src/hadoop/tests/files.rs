@@ -12,7 +12,7 @@ fn written(block: &wire::ExtendedBlock, length: u64) -> wire::ExtendedBlock {
 }
 
 impl World {
-    async fn cluster() -> Self {
+    pub async fn cluster() -> Self {
         let mut world = Self::start().await;
         for (id, rack) in [("n1", "/r1"), ("n2", "/r2"), ("n3", "/r2")] {
             world.node_up(id, rack).await;
@@ -42,7 +42,7 @@ impl World {
         answer.locations.unwrap()
     }
 
-    async fn write(&self, path: &str, lengths: &[u64]) -> Vec<wire::ExtendedBlock> {
+    pub async fn write(&self, path: &str, lengths: &[u64]) -> Vec<wire::ExtendedBlock> {
         let file = self.open(path).await;
         let (mut previous, mut blocks) = (None, Vec::new());
         for length in lengths {
@@ -65,7 +65,7 @@ async fn a_file_is_written_block_by_block() {
     assert_eq!(first.block_token, wire::Token::default());
     let node = &first.locs[0];
     assert!(node.id.ip_addr.starts_with("127.0.0.10") && node.id.host_name.ends_with(".example"), "{node:?}");
-    assert_eq!((node.id.xfer_port, node.id.ipc_port), (9866, 9866));
+    assert_eq!((node.id.xfer_port, node.id.ipc_port, node.id.info_port), (9866, 9866, 9864));
     assert_eq!(world.add("/f", file, None).await.b, first.b, "a repeated call gets the same block");
     let open = world.locations("/f", 0, 10).await;
     assert_eq!((open.file_length, open.blocks.len()), (0, 0));
@@ -219,6 +219,86 @@ async fn a_file_that_was_replaced_or_deleted_is_not_written_on() {
     let last = world.finish(&block, 7).await;
     assert!(world.yes("complete", complete("/m", moved, Some(last))).await);
     assert_eq!(world.info("/moved").await.unwrap().length, 7);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_blocks_of_a_long_file_are_told() {
+    let world = World::cluster().await;
+    // More than the core gives at a time.
+    world.write("/f", &[512; 450]).await;
+    let all = world.locations("/f", 0, u64::MAX >> 1).await;
+    assert_eq!((all.blocks.len(), all.file_length, all.is_last_block_complete), (450, 450 * 512, true));
+    assert!(all.blocks.windows(2).all(|pair| pair[1].offset == pair[0].offset + 512));
+    assert_eq!(world.locations("/f", 10 * 512, 300 * 512).await.blocks.len(), 300);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_syncs_must_hold_the_file_and_what_it_says_is_shown() {
+    let world = World::cluster().await;
+    let file = world.open("/f").await;
+    let first = world.add("/f", file, None).await;
+    let previous = world.finish(&first, BLOCK).await;
+    let second = world.add("/f", file, Some(previous)).await;
+    let sync = |client: &str, length: i64| wire::FsyncRequest {
+        src: "/f".into(),
+        client: client.into(),
+        last_block_length: Some(length),
+        file_id: Some(file),
+    };
+    world.ask::<()>("fsync", sync("writer", -1)).await.unwrap();
+    assert_eq!(world.info("/f").await.unwrap().length, BLOCK);
+    world.ask::<()>("fsync", sync("writer", 700)).await.unwrap();
+    world.ask::<()>("fsync", sync("writer", 600)).await.unwrap();
+    assert_eq!(world.info("/f").await.unwrap().length, BLOCK + 700);
+    // Whoever asks where the bytes of that length lie finds them all; readers ask the datanodes.
+    let found = world.locations("/f", 0, 2 * BLOCK).await;
+    assert_eq!((found.file_length, found.is_last_block_complete), (BLOCK, false));
+    let lengths: Vec<u64> = found.blocks.iter().map(|block| block.b.num_bytes()).collect();
+    assert_eq!(lengths, [BLOCK, 700]);
+    assert_eq!(found.blocks[1].b.block_id, second.b.block_id);
+    let expired = "org.apache.hadoop.hdfs.server.namenode.LeaseExpiredException";
+    assert_eq!(world.refused("fsync", sync("other", 700)).await.0, expired);
+    assert_eq!(world.refused("fsync", sync("writer", 1 << 40)).await.0, "java.io.IOException");
+    let last = world.finish(&second, 900).await;
+    assert!(world.yes("complete", complete("/f", file, Some(last))).await);
+    assert_eq!(world.info("/f").await.unwrap().length, BLOCK + 900);
+    assert_eq!(world.refused("fsync", sync("writer", 900)).await.0, expired);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_inside_a_block_shows_when_it_is_made() {
+    let world = World::cluster().await;
+    world.write("/d/f", &[BLOCK, 1_000]).await;
+    world.write("/d/g", &[10]).await;
+    let cut = wire::TruncateRequest { src: "/d/f".into(), new_length: BLOCK + 300, client_name: "writer".into() };
+    assert!(!world.yes("truncate", cut).await, "the last block is being cut");
+    // So a client that waits for the length (`hadoop fs -truncate -w`) waits until the file can be written again.
+    assert_eq!(world.info("/d/f").await.unwrap().length, BLOCK + 1_000);
+    let closed = wire::IsFileClosedRequest { src: "/d/f".into() };
+    assert!(!world.yes("isFileClosed", closed.clone()).await);
+    let found = world.locations("/d/f", 0, 2 * BLOCK).await;
+    assert_eq!(found.file_length, BLOCK + 300, "readers see no more");
+    assert_eq!(found.blocks[1].b.num_bytes(), 1_000);
+    let join = wire::ConcatRequest { trg: "/d/f".into(), srcs: vec!["/d/g".into()] };
+    let (class, message) = world.refused("concat", join.clone()).await;
+    assert_eq!(class, "org.apache.hadoop.HadoopIllegalArgumentException");
+    assert!(message.contains("under construction"), "{message}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn favored_nodes_get_the_replicas() {
+    let world = World::cluster().await;
+    let file = world.open("/f").await;
+    let favored_nodes = vec!["n3.example:9866".into(), "nowhere:1".into(), "127.0.0.102:9866".into()];
+    let wanted = wire::AddBlockRequest { favored_nodes, ..add("/f", file, None) };
+    let block = world.ask::<wire::AddBlockResponse>("addBlock", wanted).await.unwrap().block;
+    let mut nodes: Vec<&str> = block.locs.iter().map(|node| &*node.id.datanode_uuid).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["n2", "n3"]);
     world.end().await;
 }
 

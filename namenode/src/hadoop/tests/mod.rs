@@ -25,7 +25,7 @@ pub struct World {
     pub env: Env,
     pub namenode: Running,
     pub door: ClientProtocol,
-    root: String,
+    pub root: String,
     next_call: AtomicI32,
     dir: TempDir,
     nodes: Vec<FakeNode>,
@@ -71,13 +71,14 @@ impl World {
         let settings = NamenodeSettings {
             dirs: vec![dir.path().join("nn")],
             listen: "127.0.0.1:0".into(),
+            http: Some("127.0.0.1:0".into()),
             segment_step_bytes: 64 << 10,
             core: CoreSettings { default_block_size: BLOCK, ..CoreSettings::default() },
             ..NamenodeSettings::default()
         };
         let namenode = Namenode::start(env.clone(), settings).await.unwrap();
         let owner = namenode.owner_for_tests().clone();
-        let door = ClientProtocol::new(owner, Groups::new(env.clone(), 1_000), namenode.pool_id.clone());
+        let door = ClientProtocol::new(owner, Groups::new(env.clone(), 1_000), namenode.pool_id.clone(), Vec::new());
         let (root, next_call) = (process::user_name(), AtomicI32::new(0));
         Self { env, namenode, door, root, next_call, dir, nodes: Vec::new() }
     }

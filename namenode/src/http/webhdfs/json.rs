@@ -14,7 +14,7 @@ pub fn status(status: &pb::FileStatus, suffix: &str) -> Value {
         "childrenNum": status.children,
         "fileId": status.inode,
         "group": status.group,
-        "length": of_file(status.length),
+        "length": of_file(status.shown_length.unwrap_or(status.length)),
         "modificationTime": status.modified_ms,
         "owner": status.owner,
         "pathSuffix": suffix,

@@ -115,7 +115,7 @@ async fn operate(request: &Request<Incoming>, peer: IpAddr, state: &State) -> Re
     let parameters = Parameters::parse(request.uri().query().unwrap_or_default())?;
     let path = webhdfs::path_of(request.uri().path())?;
     let op = parameters.op()?;
-    let user = parameters.user()?.to_owned();
+    let user = parameters.user(&state.proxy_users)?.to_owned();
     let groups = state.groups.of(&user).await;
     let caller = Caller { user, groups, host: peer.to_canonical().to_string() };
     let call = Call { state, caller, path, parameters };

@@ -132,6 +132,8 @@ impl Call<'_> {
         let rest = self.parameters.encode_without(&[
             "op",
             "user.name",
+            // The datanode is asked in the name of whom it is done for.
+            "doas",
             "namenoderpcaddress",
             "noredirect",
             "excludedatanodes",

@@ -189,6 +189,7 @@ impl Cluster {
                 local_node: pick(input, &NODES),
                 by_previous: input.byte().is_multiple_of(4),
                 previous: self.block(input),
+                favored_nodes: (0..input.byte() % 3).map(|_| pick(input, &NODES)).collect(),
             }
             .into(),
             4 => pb::AbandonBlockRequest {
@@ -228,6 +229,12 @@ impl Cluster {
                 client_name: writer(input),
                 committed: self.committed(input),
                 ..Default::default()
+            }
+            .into(),
+            8 if input.flag() => pb::SyncFileRequest {
+                inode: self.inode(input),
+                client_name: writer(input),
+                last_block_length: input.flag().then(|| input.number()),
             }
             .into(),
             8 => pb::RenewLeaseRequest { client_name: writer(input), ..Default::default() }.into(),
