@@ -32,6 +32,8 @@ pub use checksum::block_checksum;
 const CALL: Duration = Duration::from_secs(120);
 /// A time that is left as it is.
 const KEEP_TIME: u64 = u64::MAX;
+/// A namenode must take a connection within this time.
+const CONNECT: Duration = Duration::from_secs(10);
 /// What a new pipeline does on a cluster with few nodes: it goes on with those that are left.
 const BEST_EFFORT: (&str, &str) = ("dfs.client.block.write.replace-datanode-on-failure.best-effort", "true");
 
@@ -76,8 +78,9 @@ pub struct Writer {
 }
 
 impl Hdfs {
-    /// The cluster of the namenode at `address` ("HOST:PORT"), in the name of `user`. Nothing is sent yet.
-    pub fn new(env: Env, address: &str, user: &str) -> Result<Self> {
+    /// The cluster of the namenode at `address` ("HOST:PORT"), in the name of `user`. Fails if nobody listens there: the crate would try for minutes.
+    pub async fn connect(env: Env, address: &str, user: &str) -> Result<Self> {
+        env.net.connect(address, CONNECT).await?;
         let url = format!("hdfs://{address}");
         let client = ClientBuilder::new().with_url(&url).with_user(user).with_config([BEST_EFFORT]).build();
         let client = client.map_err(|error| told(&url, error))?;
@@ -306,8 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_namenode_that_is_not_there_is_named() {
-        let hdfs = Hdfs::new(Env::system(), "127.0.0.1:1", "ann").unwrap();
-        let error = hdfs.status("/a").await.unwrap_err();
-        assert!(error.message().contains("hdfs://127.0.0.1:1/a"), "{error}");
+        let error = Hdfs::connect(Env::system(), "127.0.0.1:1", "ann").await.err().unwrap();
+        assert!(error.message().contains("127.0.0.1:1"), "{error}");
     }
 }

@@ -155,7 +155,7 @@ fn trees_are_copied_to_and_from_a_hdfs_updated_and_made_equal() {
     assert_only(&there, &["/copy"]);
     // What is not there, or not allowed, is said in one line.
     for (flags, parts) in [
-        (["/src", "hdfs://127.0.0.1:1/x"], ["127.0.0.1:1", "/x"]),
+        (["/src", "hdfs://127.0.0.1:1/x"], ["127.0.0.1:1", "refused"]),
         ([&format!("hdfs://{}/nothing", there.namenode.addr)[..], "/x"], ["/nothing", "does not exist"]),
         ([&format!("hdfs://{}/src", here.namenode.addr)[..], "/src/below"], ["/src/below", "into itself"]),
     ] {

@@ -115,7 +115,9 @@ impl Cluster {
                 FileSystem::connect(fs.env().clone(), settings).await.map(Self::Cairn)
             }
             #[cfg(feature = "hdfs")]
-            Address::Hdfs(namenode) => cairn_hdfs::Hdfs::new(fs.env().clone(), namenode, fs.user()).map(Self::Hdfs),
+            Address::Hdfs(namenode) => {
+                cairn_hdfs::Hdfs::connect(fs.env().clone(), namenode, fs.user()).await.map(Self::Hdfs)
+            }
             #[cfg(not(feature = "hdfs"))]
             Address::Hdfs(_) => {
                 let text = format!("{address}: this program was built without the feature \"hdfs\"");

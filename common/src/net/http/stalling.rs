@@ -130,7 +130,7 @@ mod tests {
         });
         let mut conn = Stalling::new(ours, Duration::from_secs(60), 16);
         let error = conn.write_all(&[1; 1_000]).await.unwrap_err();
-        assert_eq!(error.to_string(), "the peer took 19 bytes in 60s");
+        assert_eq!(error.to_string(), "the peer took 3 bytes in 60s");
         drop(conn);
         trickle.await.unwrap();
     }

@@ -78,6 +78,7 @@ fn inside_a_block_its_replicas_are_cut_under_a_new_generation() {
     assert!(!answer.done);
     let status = world.status("/f").unwrap();
     assert_eq!((status.length, status.open), (BLOCK + 100, true), "the new length holds at once");
+    assert_eq!(status.shown_length, Some(2 * BLOCK), "HDFS's doors show it when it is made");
     let located = world.locations("/f");
     assert_eq!((located[1].length, located[1].complete, located[1].replicas.len()), (100, false, 3));
     let request = pb::AppendRequest { path: "/f".into(), client_name: "a".into(), call: None };
@@ -85,7 +86,7 @@ fn inside_a_block_its_replicas_are_cut_under_a_new_generation() {
     survives(&mut world);
     world.pass(2_000);
     let status = world.status("/f").unwrap();
-    assert_eq!((status.length, status.open), (BLOCK + 100, false));
+    assert_eq!((status.length, status.open, status.shown_length), (BLOCK + 100, false, None));
     let located = world.locations("/f");
     assert!(located[1].complete && located[1].length == 100 && located[1].replicas.len() == 3);
     assert!(located[1].block.as_ref().unwrap().generation > before);
