@@ -1,0 +1,158 @@
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.net.URI;
+import java.nio.file.Files;
+import java.nio.file.Paths;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import org.apache.hadoop.conf.Configuration;
+import org.apache.hadoop.fs.FileSystem;
+import org.apache.hadoop.fs.Path;
+import org.apache.hadoop.hdfs.DistributedFileSystem;
+import org.apache.hadoop.hdfs.protocol.HdfsConstants.DatanodeReportType;
+
+/**
+ * The Hadoop client against several file systems in turn; prints a table of medians.
+ *
+ * <p>Usage: java -cp CLIENT_JARS HdfsBench.java ROUNDS CREATES STATS FOLDER LOCAL,LOCAL... NAME=hdfs://HOST:PORT NAME=hdfs://HOST:PORT
+ *
+ * <p>The ratio is the second system's time by the first one's. The first round is discarded if there are more.
+ */
+public class HdfsBench {
+    static final int DATANODES = 3;
+    static final int[] THREADS = {1, 16};
+
+    /** Row, then system, then seconds of each round. */
+    static final Map<String, Map<String, List<Double>>> TIMES = new LinkedHashMap<>();
+
+    static final Map<String, Long> COUNTS = new LinkedHashMap<>();
+
+    interface Work {
+        void run() throws Exception;
+    }
+
+    interface Call {
+        void run(int at) throws IOException;
+    }
+
+    static void time(String row, String system, long count, Work work) throws Exception {
+        long begin = System.nanoTime();
+        work.run();
+        double seconds = (System.nanoTime() - begin) / 1e9;
+        TIMES.computeIfAbsent(row, any -> new LinkedHashMap<>()).computeIfAbsent(system, any -> new ArrayList<>()).add(seconds);
+        COUNTS.put(row, count);
+        System.err.printf("bench: %s, %s: %.2f s%n", system, row, seconds);
+    }
+
+    /** Calls with 0..count, from so many threads. */
+    static void each(int threads, int count, Call call) throws Exception {
+        ExecutorService pool = Executors.newFixedThreadPool(threads);
+        List<Future<?>> parts = new ArrayList<>();
+        for (int thread = 0; thread < threads; thread++) {
+            int first = thread;
+            parts.add(pool.submit(() -> {
+                for (int at = first; at < count; at += threads) call.run(at);
+                return null;
+            }));
+        }
+        for (Future<?> part : parts) part.get();
+        pool.shutdown();
+    }
+
+    static void waitForDatanodes(FileSystem fs) throws Exception {
+        long end = System.nanoTime() + 120_000_000_000L;
+        while (true) {
+            try {
+                if (((DistributedFileSystem) fs).getDataNodeStats(DatanodeReportType.LIVE).length >= DATANODES) return;
+            } catch (IOException notYet) {
+                if (System.nanoTime() > end) throw notYet;
+            }
+            if (System.nanoTime() > end) throw new IOException("there are no " + DATANODES + " datanodes at " + fs.getUri());
+            Thread.sleep(200);
+        }
+    }
+
+    static void files(String system, FileSystem fs, String folder, String[] locals) throws Exception {
+        for (String local : locals) {
+            String kind = Paths.get(local).getFileName().toString();
+            Path path = new Path("/" + kind);
+            java.nio.file.Path back = Paths.get(folder, "back");
+            long bytes = Files.size(Paths.get(local));
+            time("put, " + kind, system, -bytes, () -> fs.copyFromLocalFile(false, true, new Path("file://" + local), path));
+            time("read, " + kind, system, -bytes, () -> {
+                byte[] buffer = new byte[1 << 16];
+                long got = 0;
+                try (InputStream in = fs.open(path)) {
+                    for (int n; (n = in.read(buffer)) > 0; ) got += n;
+                }
+                if (got != bytes) throw new IOException(path + ": " + got + " bytes of " + bytes);
+            });
+            time("get to a file, " + kind, system, -bytes, () -> {
+                try (InputStream in = fs.open(path); OutputStream out = Files.newOutputStream(back)) {
+                    byte[] buffer = new byte[1 << 16];
+                    for (int n; (n = in.read(buffer)) > 0; ) out.write(buffer, 0, n);
+                }
+            });
+            if (Files.mismatch(Paths.get(local), back) >= 0) throw new IOException(path + " came back differently from " + system);
+            Files.delete(back);
+            fs.delete(path, false);
+        }
+    }
+
+    static void names(String system, FileSystem fs, int creates, int stats) throws Exception {
+        for (int threads : THREADS) {
+            Path folder = new Path("/names-" + threads);
+            fs.mkdirs(folder);
+            // One thread waits for each answer: fewer calls say as much.
+            int some = threads == 1 ? 5 : 1, made = creates / some, asked = stats / some;
+            String by = threads == 1 ? "one thread" : threads + " threads";
+            time("create and close, " + by, system, made, () -> each(threads, made, at -> fs.create(new Path(folder, "f" + at)).close()));
+            time("stat, " + by, system, asked, () -> each(threads, asked, at -> fs.getFileStatus(new Path(folder, "f" + at % made))));
+            fs.delete(folder, true);
+        }
+    }
+
+    static double median(List<Double> all) {
+        List<Double> kept = new ArrayList<>(all.size() > 1 ? all.subList(1, all.size()) : all);
+        kept.sort(null);
+        int middle = kept.size() / 2;
+        return kept.size() % 2 == 1 ? kept.get(middle) : (kept.get(middle - 1) + kept.get(middle)) / 2;
+    }
+
+    static String cell(String row, double seconds) {
+        long count = COUNTS.get(row);
+        if (count < 0) return String.format("%.2f s (%.0f MB/s)", seconds, -count / seconds / 1e6);
+        return String.format("%.2f s (%,.0f a second)", seconds, count / seconds);
+    }
+
+    public static void main(String[] args) throws Exception {
+        int rounds = Integer.parseInt(args[0]), creates = Integer.parseInt(args[1]), stats = Integer.parseInt(args[2]);
+        Map<String, FileSystem> systems = new LinkedHashMap<>();
+        for (int at = 5; at < args.length; at++) {
+            String[] pair = args[at].split("=", 2);
+            FileSystem fs = FileSystem.newInstance(URI.create(pair[1]), new Configuration());
+            waitForDatanodes(fs);
+            systems.put(pair[0], fs);
+        }
+        for (int round = 1; round <= rounds; round++) {
+            System.err.println("bench: round " + round + " of " + rounds);
+            for (Map.Entry<String, FileSystem> one : systems.entrySet()) files(one.getKey(), one.getValue(), args[3], args[4].split(","));
+            for (Map.Entry<String, FileSystem> one : systems.entrySet()) names(one.getKey(), one.getValue(), creates, stats);
+        }
+        System.out.println("| what | " + String.join(" | ", systems.keySet()) + " | times as fast |");
+        System.out.println("|---" + "|---".repeat(systems.size()) + "|---|");
+        TIMES.forEach((row, times) -> {
+            StringBuilder line = new StringBuilder("| " + row);
+            times.values().forEach(all -> line.append(" | ").append(cell(row, median(all))));
+            List<List<Double>> both = new ArrayList<>(times.values());
+            System.out.println(line + String.format(" | %.2f |", median(both.get(both.size() - 1)) / median(both.get(0))));
+        });
+        System.exit(0);
+    }
+}
