@@ -10,7 +10,8 @@ import hdfs_doors
 import hdfs_formats
 import hdfs_libraries
 import hdfs_shell
-from hdfs_common import run, spark_session
+from checks import run
+from hdfs_common import spark_session
 
 spark = spark_session(**{"spark.hadoop.dfs.blocksize": str(1 << 20)})
 with_spark = [

@@ -1,4 +1,4 @@
-"""What the scripts for HDFS's clients share: the cluster (with our own client), Spark, and checks that are counted.
+"""What the scripts for HDFS's clients share: the cluster (with our own client) and Spark.
 
 Every script is called as `SCRIPT READY CAIRN FOLDER`:
   READY   file with the line that `cairn local --json` prints
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 
 ready, cairn, folder = sys.argv[1:4]
 with open(ready) as lines:
@@ -115,27 +114,3 @@ def spark_session(master="local[2]", java="", **more):
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel(os.environ.get("INTEROP_LOG", "OFF"))
     return session
-
-
-def raises(kinds, call, *args, **kwargs):
-    try:
-        call(*args, **kwargs)
-    except kinds as error:
-        return error
-    raise AssertionError(f"{getattr(call, '__name__', call)}{args} did not fail")
-
-
-def run(checks):
-    """Runs all checks (functions without arguments); prints one line each and a closing line. Ends the process: 1 if one failed."""
-    failed = 0
-    for check in checks:
-        begin = time.monotonic()
-        try:
-            check()
-            print(f"ok      {check.__name__} ({time.monotonic() - begin:.1f} s)", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED  {check.__name__}", flush=True)
-            traceback.print_exc()
-    print(f"{len(checks) - failed} passed, {failed} failed", flush=True)
-    sys.exit(1 if failed else 0)

@@ -9,7 +9,8 @@ import threading
 import time
 import zlib
 
-from hdfs_common import by_cairn, cluster, health, in_cairn, kill, names, restart, run, spark_session, url, wait_for
+from checks import run
+from hdfs_common import by_cairn, cluster, health, in_cairn, kill, names, restart, spark_session, url, wait_for
 
 retry = sys.argv[4] == "retry"
 PARTS, LINES, WIDTH = 4, 250, 32 * 1024

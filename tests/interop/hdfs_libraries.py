@@ -2,7 +2,8 @@
 
 import os
 
-from hdfs_common import address, by_cairn, local, raises, url
+from checks import raises
+from hdfs_common import address, by_cairn, local, url
 
 content = bytes(range(256)) * 20_000
 

@@ -13,7 +13,8 @@ import time
 
 import pyspark
 
-from hdfs_common import by_cairn, cluster, health, in_cairn, local, names, run, spark_session, url, wait_for
+from checks import run
+from hdfs_common import by_cairn, cluster, health, in_cairn, local, names, spark_session, url, wait_for
 
 SPARK_CLASS = os.path.join(os.path.dirname(pyspark.__file__), "bin", "spark-class")
 HOSTS = {node["name"]: node["addr"].rsplit(":", 1)[0] for node in cluster["datanodes"]}

@@ -7,7 +7,8 @@ import sys
 import tempfile
 import urllib.parse
 
-from webhdfs_common import ROOT, USER, data, run
+from checks import run
+from webhdfs_common import ROOT, USER, data
 
 ADDRESS = sys.argv[1]
 HERE = f"{ROOT}/curl"

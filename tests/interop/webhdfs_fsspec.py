@@ -4,7 +4,8 @@ import sys
 
 import fsspec
 
-from webhdfs_common import ROOT, USER, curl, data, raises, run
+from checks import raises, run
+from webhdfs_common import ROOT, USER, curl, data
 
 ADDRESS = sys.argv[1]
 HOST, PORT = ADDRESS.rsplit(":", 1)

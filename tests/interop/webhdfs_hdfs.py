@@ -7,7 +7,8 @@ import tempfile
 from hdfs import InsecureClient, TokenClient
 from hdfs.util import HdfsError
 
-from webhdfs_common import ROOT, USER, curl, data, raises, run
+from checks import raises, run
+from webhdfs_common import ROOT, USER, curl, data
 
 ADDRESS = sys.argv[1]
 HERE = f"{ROOT}/hdfs"

@@ -52,7 +52,8 @@ impl ClientDatanode {
         let request = GetReplicaVisibleLengthRequest::decode(request)
             .map_err(|error| RpcError::bad_request(&call.method, error))?;
         let (block, generation) = check_block(&self.0, &request.block)?;
-        let replica = self.0.store.read(block, generation).await?;
+        let store = &self.0.store;
+        let replica = store.read(block, generation).await.map_err(|error| store.out_of_reach(block, error))?;
         // As in HDFS, one that was found at a start says "-1": it may have lost what others still have.
         let length = if replica.found_at_start { u64::MAX } else { replica.length };
         Ok(GetReplicaVisibleLengthResponse { length }.encode_to_vec())

@@ -82,6 +82,15 @@ impl BlockStore {
         self.left_out.iter().cloned().chain(failed).map(|(root, why)| (root.display().to_string(), why)).collect()
     }
 
+    /// What to say of a block that is not here: not that nobody has it, if a volume had it that is out of service.
+    pub fn out_of_reach(&self, block: BlockId, error: Error) -> Error {
+        let volume = self.map.given_up(block).filter(|_| error.code() == ErrorCode::BlockNotFound);
+        let Some(volume) = volume else { return error };
+        let text =
+            format!("block {block} lies on volume {}, which is out of service", self.volumes[volume].root().display());
+        Error::new(ErrorCode::Unreachable, text).with_subject(block.to_string())
+    }
+
     /// Takes failed volumes out of the replica map. Returns whether there was a new one.
     pub fn take_out_failed(&self) -> bool {
         let mut any = false;

@@ -8,7 +8,7 @@
 //! A change of an entry and the report of that change are queued under the same lock, so reports leave in the order in which things became
 //! true. While no report stream is open changes are not queued: the next registration sends a full report of the live map.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -111,8 +111,8 @@ struct State {
     made: u64,
     streaming: bool,
     overflowed: bool,
-    /// Volumes out of service: nothing is noted of them any more.
-    gone: BTreeSet<usize>,
+    /// Volumes out of service, with the blocks that they had, sorted: nothing is noted of them any more.
+    gone: BTreeMap<usize, Vec<i64>>,
 }
 
 /// See the module.
@@ -176,10 +176,11 @@ impl ReplicaMap {
     /// stopped. Returns how many there were.
     pub fn take_out(&self, volume: usize) -> usize {
         let mut state = lock(&self.state);
-        if !state.gone.insert(volume) {
+        if state.gone.contains_key(&volume) {
             return 0;
         }
         let replicas = std::mem::take(&mut state.volumes[volume]);
+        state.gone.insert(volume, replicas.keys().copied().collect());
         for id in replicas.keys() {
             state.fences.remove(id);
         }
@@ -190,6 +191,12 @@ impl ReplicaMap {
             }
         }
         replicas.len()
+    }
+
+    /// The volume that had the block when it was taken out of service.
+    pub fn given_up(&self, block: BlockId) -> Option<usize> {
+        let state = lock(&self.state);
+        state.gone.iter().find(|(_, blocks)| blocks.binary_search(&block.0).is_ok()).map(|(volume, _)| *volume)
     }
 
     /// Finalized replicas of a volume after id `after`, at most `limit`.
@@ -228,7 +235,7 @@ impl ReplicaMap {
         replaces: impl FnOnce(&Entry) -> bool,
     ) -> Result<Option<(usize, Entry)>> {
         let mut state = lock(&self.state);
-        if state.gone.contains(&volume) {
+        if state.gone.contains_key(&volume) {
             return Err(Error::new(ErrorCode::Io, "the volume is out of service"));
         }
         let older = match state.find(block) {
@@ -280,7 +287,7 @@ impl ReplicaMap {
     /// Puts a claimed (or written) entry in its new state. With `report` the change goes to the namenode. Returns its number.
     pub fn settle(&self, volume: usize, block: BlockId, entry: Entry, report: bool) -> u64 {
         let mut state = lock(&self.state);
-        if state.gone.contains(&volume) {
+        if state.gone.contains_key(&volume) {
             return state.made;
         }
         if let (true, Some(replica)) = (report, replica_report(block.0, &entry)) {
@@ -306,7 +313,7 @@ impl ReplicaMap {
     /// Forgets a claimed entry. With `report` the namenode is told.
     pub fn forget(&self, volume: usize, block: BlockId, generation: Generation, report: bool) {
         let mut state = lock(&self.state);
-        if state.gone.contains(&volume) {
+        if state.gone.contains_key(&volume) {
             return;
         }
         state.volumes[volume].remove(&block.0);

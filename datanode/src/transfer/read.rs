@@ -97,10 +97,14 @@ async fn open_range(transfer: &Transfer, request: &pb::ReadBlock) -> Result<(Rea
 pub async fn serve_info(transfer: &Arc<Transfer>, conn: &mut Conn, request: pb::ReplicaInfo) -> io::Result<()> {
     let info = async {
         let (block, generation) = transfer.check_block(request.block.as_ref())?;
-        if request.fence_generation > 0 {
-            transfer.store.fence(block, Generation(request.fence_generation)).await?;
-        }
-        transfer.store.read(block, generation).await
+        let found = async {
+            if request.fence_generation > 0 {
+                transfer.store.fence(block, Generation(request.fence_generation)).await?;
+            }
+            transfer.store.read(block, generation).await
+        };
+        // Whoever asks how long a block is takes "not here" for "no bytes".
+        found.await.map_err(|error| transfer.store.out_of_reach(block, error))
     };
     let reply = match info.await {
         Err(error) => pb::ReplicaInfoReply { error: Some(error.to_wire()), ..Default::default() },

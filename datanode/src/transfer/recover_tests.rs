@@ -90,3 +90,19 @@ async fn what_a_start_found_decides_nothing_while_another_node_is_silent() {
     assert!(error.code() == ErrorCode::Unreachable && error.message().contains("1 datanodes"), "{error}");
     assert_eq!(recover::recover(&node.transfer, &answered).await.unwrap().length, 2 * FRAME as u64);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_is_out_does_not_make_a_block_one_that_nobody_has() {
+    let data = random(2 * FRAME, 4);
+    let (node, empty) = (open_all_along(&data, 2).await, Node::start().await);
+    let store = &node.transfer.store;
+    store.volume(0).failed("writing", &std::io::Error::from_raw_os_error(libc::EIO));
+    assert!(store.take_out_failed());
+    let told = cairn_proto::Error::from_wire(info(&node.addr, BLOCK).await.error.unwrap());
+    assert!(told.code() == ErrorCode::Unreachable && told.message().contains("out of service"), "{told}");
+    let never_there = cairn_proto::Error::from_wire(info(&node.addr, BlockId(7)).await.error.unwrap());
+    assert_eq!(never_there.code(), ErrorCode::BlockNotFound);
+    // Else the namenode would hear that nothing was written.
+    let both = order(vec![node.target(), empty.target()]);
+    assert_eq!(recover::recover(&empty.transfer, &both).await.unwrap_err().code(), ErrorCode::Unreachable);
+}

@@ -268,13 +268,19 @@ impl Core {
     }
 
     /// Nodes of a known pipeline that are away and may have more than the candidates. After a start pipelines are not known: then nobody is
-    /// waited for once somebody has something, or one node that never comes back would keep all files open.
+    /// waited for once somebody has something, or one node that never comes back would keep all files open. Nor is a node that lives and
+    /// has told: a volume that it lost may never come back.
     fn silent_members(&self, id: u64, candidates: &[StorageIndex]) -> u32 {
         if self.blocks.open.get(&id).is_none_or(|open| open.expected.is_empty()) {
             return 0;
         }
         let asked: BTreeSet<NodeIndex> = candidates.iter().map(|storage| self.nodes.storage(*storage).node).collect();
-        self.absent_nodes(id).iter().filter(|node| !asked.contains(node)).count() as u32
+        let away = |index: &&NodeIndex| {
+            let node = self.nodes.node(**index);
+            let told = node.alive && node.reported;
+            !told && !asked.contains(*index)
+        };
+        self.absent_nodes(id).iter().filter(away).count() as u32
     }
 
     /// Whether nothing of an open block was reported by any node that could hold it, and none of those is away.

@@ -180,8 +180,8 @@ mod tests {
     use cairn_common::durable::SystemFs;
     use cairn_proto::pb;
 
+    use super::super::records::tests::Once;
     use super::*;
-    use crate::mapreduce::input::Feed;
     use crate::mapreduce::{InputFormat, MapPortions, Program, Reducer, Shares, TaskContext, UserCounters, counter};
 
     /// Learns at the end of a portion that a record was bad, as a command's reader does. A record "large" emits a hundred kilobytes, "huge" three megabytes.
@@ -225,14 +225,6 @@ mod tests {
 
         fn reducer(&self, _task: &TaskContext) -> Result<Box<dyn Reducer>> {
             Err(Error::new(ErrorCode::Internal, "there is none"))
-        }
-    }
-
-    struct Once(Option<Bytes>);
-
-    impl Feed for Once {
-        fn next(&mut self) -> Result<Option<Bytes>> {
-            Ok(self.0.take())
         }
     }
 

@@ -193,7 +193,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::mapreduce::{Reducer, UserCounters};
     use cairn_common::durable::SystemFs;
@@ -223,7 +223,8 @@ mod tests {
         }
     }
 
-    struct Once(Option<Bytes>);
+    /// A text in one piece.
+    pub(in crate::job::worker) struct Once(pub Option<Bytes>);
 
     impl Feed for Once {
         fn next(&mut self) -> Result<Option<Bytes>> {

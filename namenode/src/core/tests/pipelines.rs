@@ -17,6 +17,12 @@ fn ask(inode: u64, block: &pb::LocatedBlock, present: &[String], excluded: &[&st
     }
 }
 
+fn new_generation(world: &mut World, inode: u64, block: &pb::Block) -> u64 {
+    let request =
+        pb::NewGenerationRequest { inode, client_name: "writer".into(), block: Some(block.clone()), call: None };
+    world.call::<pb::NewGenerationResponse>("root", request).unwrap().generation
+}
+
 fn node_of(answer: &pb::AddPipelineNodeResponse) -> Option<String> {
     answer.node.as_ref().map(|node| node.node_id.clone())
 }
@@ -117,13 +123,7 @@ fn a_node_that_joined_counts_and_one_that_was_left_out_does_not() {
     let answer: pb::AddPipelineNodeResponse =
         world.call("root", ask(inode, &located, &pipeline[..1], &[&pipeline[1], &pipeline[2]])).unwrap();
     let joined = node_of(&answer).unwrap();
-    let generation = pb::NewGenerationRequest {
-        inode,
-        client_name: "writer".into(),
-        block: Some(block.clone()),
-        ..Default::default()
-    };
-    let generation = world.call::<pb::NewGenerationResponse>("root", generation).unwrap().generation;
+    let generation = new_generation(&mut world, inode, &block);
     // The copy is reported before the pipeline is updated: it waits for its writer, and counts for nothing.
     let copy = world.at(&joined);
     world.hold(copy, id, (generation, 500, pb::ReplicaState::Recovering));
@@ -155,13 +155,7 @@ fn after_a_start_the_nodes_of_a_newer_generation_are_told_to_readers() {
     let located = world.add_block(inode, 0, &[]).unwrap();
     let (block, pipeline) = (located.block.clone().unwrap(), names(&located));
     let id = block.id as u64;
-    let generation = pb::NewGenerationRequest {
-        inode,
-        client_name: "writer".into(),
-        block: Some(block.clone()),
-        ..Default::default()
-    };
-    let generation = world.call::<pb::NewGenerationResponse>("root", generation).unwrap().generation;
+    let generation = new_generation(&mut world, inode, &block);
     let (newer, left_out) = (world.at(&pipeline[0]), world.at(&pipeline[1]));
     world.hold(newer, id, (generation, 500, pb::ReplicaState::BeingWritten));
     world.hold(left_out, id, (block.generation - 1, 500, pb::ReplicaState::Recovering));
