@@ -10,7 +10,7 @@ use cairn_common::net::{self, Conn, opening};
 use cairn_proto::dataplane::{Marker, MarkerKind};
 use cairn_proto::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Sealer};
 use cairn_proto::ids::{BlockId, Generation};
-use cairn_proto::{Error, Result, pb};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 
@@ -78,9 +78,19 @@ pub fn settings(dirs: &[&Path]) -> DatanodeSettings {
     }
 }
 
-/// A store that belongs to a cluster.
+/// A store that belongs to a cluster. The lock of one that was dropped may outlive it for a moment: a process that another test starts has it
+/// from its fork to its exec.
 pub async fn open_store(settings: &DatanodeSettings) -> Arc<BlockStore> {
-    let store = BlockStore::open(&Env::system(), settings).await.unwrap();
+    let env = Env::system();
+    let limit_ms = env.clock.mono_ms() + 10_000;
+    let store = loop {
+        match BlockStore::open(&env, settings).await {
+            Err(error) if error.code() == ErrorCode::AlreadyBeingCreated && env.clock.mono_ms() < limit_ms => {
+                env.clock.sleep(Duration::from_millis(1)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     store.join_cluster("cluster-1", POOL, 1).await.unwrap();
     store
 }

@@ -197,7 +197,8 @@ impl BlockStore {
         }
         // From here on no order of an older epoch is begun.
         self.heard_epoch.send_if_modified(|heard| std::mem::replace(heard, epoch.max(*heard)) < epoch);
-        if mine.cluster_id == cluster_id && mine.epoch == epoch {
+        // A crash may have come between the writing of one volume and the next.
+        if lock(&self.versions).iter().all(|version| version.is_joined() && version.epoch == epoch) {
             return Ok(());
         }
         let store = Arc::clone(self);
@@ -271,32 +272,46 @@ impl BlockStore {
         };
         let scans = futures_util::future::join_all((0..self.volumes.len()).map(scan)).await;
         let mut found = scans.into_iter().collect::<Result<Vec<_>>>()?;
-        self.drop_duplicates(&mut found);
+        let obsolete = self.drop_duplicates(&mut found);
         for (index, replicas) in found.into_iter().enumerate() {
             self.map.load(index, replicas);
         }
+        if obsolete.is_empty() {
+            return Ok(());
+        }
+        let store = Arc::clone(self);
+        let unlink = move || obsolete.iter().for_each(|(volume, block, entry)| store.unlink(*volume, *block, entry));
+        self.env.work.io(unlink).await;
         Ok(())
     }
 
-    /// A block on two volumes (a volume was added from another machine, say): the better replica is served, the other left alone.
-    fn drop_duplicates(&self, found: &mut [std::collections::BTreeMap<i64, Entry>]) {
+    /// A block on two volumes: the better replica is served. The other one is left alone (a volume was added from another machine, say), unless
+    /// its generation is over: those are returned, to be removed. (The copy that takes a replica's place may lie on another volume than that,
+    /// and a crash comes between.)
+    fn drop_duplicates(&self, found: &mut [std::collections::BTreeMap<i64, Entry>]) -> Vec<(usize, BlockId, Entry)> {
+        let mut obsolete = Vec::new();
         for second in 1..found.len() {
             let (before, rest) = found.split_at_mut(second);
-            let Some(later) = rest.first_mut() else { return };
-            for earlier in before {
+            let Some(later) = rest.first_mut() else { break };
+            for (first, earlier) in before.iter_mut().enumerate() {
                 let common: Vec<i64> = later.keys().filter(|id| earlier.contains_key(id)).copied().collect();
                 for id in common {
                     let rank = |entry: &Entry| scan::rank(entry.generation, &entry.kind);
                     let later_wins = rank(&later[&id]) > rank(&earlier[&id]);
                     tracing::warn!("block {id} lies on two volumes; the older replica is not served");
-                    if later_wins {
-                        earlier.remove(&id)
+                    let (volume, loser, winner) = if later_wins {
+                        (first, earlier.remove(&id), later.get(&id))
                     } else {
-                        later.remove(&id)
+                        (second, later.remove(&id), earlier.get(&id))
                     };
+                    let (Some(loser), Some(winner)) = (loser, winner) else { continue };
+                    if !matches!(winner.kind, Kind::Corrupt { .. }) && loser.generation < winner.generation {
+                        obsolete.push((volume, BlockId(id), loser));
+                    }
                 }
             }
         }
+        obsolete
     }
 
     /// Opens a replica for reading. `generation` is the least that the reader accepts.

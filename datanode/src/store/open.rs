@@ -29,7 +29,9 @@ type LeftOut = Vec<(PathBuf, String)>;
 /// `failed_volumes_tolerated` allows; one that is in use, or of something else, stops the start: that is for the operator to mend.
 pub(super) fn open_volumes(env: &Env, settings: &DatanodeSettings, failures: &Arc<Notify>) -> Result<OpenVolumes> {
     let (locked, mut left_out) = lock_all(env, settings)?;
-    let known = locked.iter().find_map(|(dir, _, version)| version.clone().map(|version| (*dir, version)));
+    let named = || locked.iter().filter_map(|(dir, _, version)| version.as_ref().map(|version| (*dir, version)));
+    let known = named().find(|(_, version)| version.is_joined()).or_else(|| named().next());
+    let known = known.map(|(dir, version)| (dir, version.clone()));
     if let (None, Some((dir, why))) = (&known, left_out.first()) {
         // A second identity for an old node would be worse than no start.
         let text = format!("no volume says who this datanode is, and {} cannot be read: {why}", dir.display());
@@ -40,22 +42,25 @@ pub(super) fn open_volumes(env: &Env, settings: &DatanodeSettings, failures: &Ar
     let mut versions = Vec::new();
     let limit = settings.capacity_bytes.map(|bytes| bytes / settings.dirs.len() as u64);
     for (dir, lock, version) in locked {
-        let version = match version {
-            Some(version) => version,
-            None => {
-                let mut fresh = Volume::fresh_version(env, &node_id);
-                if let Some((_, known)) = &known {
-                    fresh.cluster_id.clone_from(&known.cluster_id);
-                    fresh.pool_id.clone_from(&known.pool_id);
-                    fresh.epoch = known.epoch;
-                }
-                if let Err(error) = fresh.write(&*env.fs, dir) {
-                    leave_out(settings, &mut left_out, dir, error)?;
-                    continue;
-                }
-                fresh
-            }
+        let (mut version, mut is_written) = match version {
+            Some(version) => (version, true),
+            None => (Volume::fresh_version(env, &node_id), false),
         };
+        // A new folder, or one that a crash in the middle of this node's first registration left out.
+        if let Some((_, known)) = &known
+            && known.is_joined()
+            && !version.is_joined()
+            && version.node_id == known.node_id
+        {
+            version.cluster_id.clone_from(&known.cluster_id);
+            version.pool_id.clone_from(&known.pool_id);
+            version.epoch = known.epoch;
+            is_written = false;
+        }
+        if !is_written && let Err(error) = version.write(&*env.fs, dir) {
+            leave_out(settings, &mut left_out, dir, error)?;
+            continue;
+        }
         if let Some((other, known)) = &known {
             check_same_node(dir, &version, other, known)?;
         }

@@ -11,7 +11,7 @@
 //! so a scan ends with a sync of the whole volume.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -240,6 +240,15 @@ pub struct Found {
     pub replicas: std::collections::BTreeMap<i64, Entry>,
     /// Warnings, already logged; counted for metrics.
     pub set_aside: u64,
+    /// Files that a better one on the volume takes the place of. They go when that one is durable: until then they may be all there is.
+    obsolete: Vec<PathBuf>,
+}
+
+impl Found {
+    fn obsolete(&mut self, block: BlockId, path: PathBuf) {
+        tracing::warn!("{} is older than another replica of block {block} here; it is removed", path.display());
+        self.obsolete.push(path);
+    }
 }
 
 /// Lists a volume: finalized files by name and length, open ones cut to their last whole, valid frame, copies under way removed. What it found is
@@ -279,7 +288,7 @@ pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<
             .get(&block.0)
             .is_some_and(|good| good.generation >= generation && !matches!(good.kind, Kind::Corrupt { .. }))
         {
-            fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+            found.obsolete(block, path);
             continue;
         }
         volume.found(file.len);
@@ -303,6 +312,9 @@ pub fn scan_volume(fs: &dyn Fs, volume: &Volume, volume_index: usize) -> Result<
         return Ok(found);
     }
     fs.sync_volume(&root).map_err(|error| Error::io(format!("syncing the volume of {}", root.display()), &error))?;
+    for path in std::mem::take(&mut found.obsolete) {
+        fs.remove_file(&path).map_err(|error| failed(&path, error))?;
+    }
     Ok(found)
 }
 
@@ -415,8 +427,8 @@ fn cut_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut F
             || (matches!(other.kind, Kind::Finalized { .. }) && other.generation == generation)
     });
     if older {
-        tracing::warn!("{shown} is older than another replica of block {block} here; it is removed");
-        return fs.remove_file(path).map_err(failed).map(Ok);
+        found.obsolete(block, path.to_owned());
+        return Ok(Ok(()));
     }
     let opened = fs.open(path, OpenMode::Write).and_then(|file| Ok((file.len()?, file)));
     let (length, file) = match opened {
@@ -460,13 +472,17 @@ fn cut_open(fs: &dyn Fs, volume: &Volume, path: &Path, name: &str, found: &mut F
     }
     volume.found(end);
     let kind = Kind::Recovering { index: Arc::new(walk.index), header_bytes, found_at_start: true };
-    let older = found.replicas.insert(block.0, Entry { generation, kind });
-    if let Some(Entry { generation: older, kind: Kind::Recovering { index, .. } }) = older {
-        // A crash came between the joining of a newer copy, which was synced before it got its name, and the removal of what it replaced.
-        let leftover = volume.open_path(block, older, false)?;
-        tracing::warn!("{} is older than another replica of block {block} here; it is removed", leftover.display());
-        fs.remove_file(&leftover).map_err(failed)?;
-        volume.removed(index.frames_end());
+    // A crash came between the joining of a newer copy and the removal of what it replaced, or took that removal back.
+    match found.replicas.insert(block.0, Entry { generation, kind }) {
+        Some(Entry { generation: older, kind: Kind::Recovering { index, .. } }) => {
+            volume.removed(index.frames_end());
+            found.obsolete(block, volume.open_path(block, older, false)?);
+        }
+        Some(Entry { generation: older, kind: Kind::Finalized { length, stored } }) => {
+            volume.removed(stored);
+            found.obsolete(block, volume.finalized_path(block, older, length)?);
+        }
+        _ => {}
     }
     Ok(Ok(()))
 }

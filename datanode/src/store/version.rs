@@ -47,6 +47,11 @@ struct Probe {
 }
 
 impl Version {
+    /// Whether the node has been registered with a cluster.
+    pub fn is_joined(&self) -> bool {
+        !self.cluster_id.is_empty()
+    }
+
     /// Reads it; `None` if there is none.
     pub fn read(fs: &dyn Fs, dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
