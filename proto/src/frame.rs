@@ -224,6 +224,64 @@ impl FrameHeader {
     }
 }
 
+/// Opens one frame after another in the same memory: for those who look at the data and pass it on.
+#[derive(Default)]
+pub struct Opener {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    payload: Vec<u8>,
+    raw: Vec<u8>,
+    /// What was opened last: where it lies, and how much.
+    codec: Option<Codec>,
+    length: usize,
+}
+
+impl Opener {
+    /// Room for a frame's payload, with whatever bytes; to be filled, then [`Self::open`]ed.
+    pub fn payload(&mut self, header: &FrameHeader) -> &mut [u8] {
+        self.codec = None;
+        let length = header.stored_len as usize;
+        if self.payload.len() < length {
+            self.payload.resize(length, 0);
+        }
+        &mut self.payload[..length]
+    }
+
+    /// Decompresses the payload and verifies the data, as [`FrameHeader::open`].
+    pub fn open(&mut self, header: &FrameHeader) -> Result<(), FrameError> {
+        let (stored, length, offset) = (header.stored_len as usize, header.raw_len as usize, header.offset);
+        let payload = &self.payload[..stored.min(self.payload.len())];
+        let found = match header.codec {
+            Codec::Stored => payload.len(),
+            Codec::Zstd => {
+                let failed = |error: std::io::Error| FrameError::Decompress { offset, reason: error.to_string() };
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(zstd::bulk::Decompressor::new().map_err(failed)?),
+                };
+                if self.raw.len() < length {
+                    self.raw.resize(length, 0);
+                }
+                zstd.decompress_to_buffer(payload, &mut self.raw[..length]).map_err(failed)?
+            }
+        };
+        let data = if header.codec == Codec::Stored { payload } else { &self.raw[..length] };
+        if found != length || crc32c::crc32c(data) != header.raw_crc {
+            return Err(FrameError::RawChecksum { offset });
+        }
+        (self.codec, self.length) = (Some(header.codec), length);
+        Ok(())
+    }
+
+    /// The data of the frame that was opened last; empty if it was not right.
+    pub fn data(&self) -> &[u8] {
+        match self.codec {
+            None => &[],
+            Some(Codec::Stored) => &self.payload[..self.length],
+            Some(Codec::Zstd) => &self.raw[..self.length],
+        }
+    }
+}
+
 /// A sealed frame, ready for the wire.
 #[derive(Clone, Debug)]
 pub struct Frame {
@@ -299,6 +357,34 @@ mod tests {
     fn what_does_not_shrink_is_stored() {
         let frame = seal(b"x", true);
         assert_eq!(frame.header.codec, Codec::Stored);
+    }
+
+    #[test]
+    fn one_opener_says_of_each_frame_what_is_true_of_it_alone() {
+        let (large, small) = (b"the quick brown fox ".repeat(1_000), b"jumps over ".repeat(40));
+        let mut opener = Opener::default();
+        let mut check = |frame: &Frame, payload: &[u8]| {
+            opener.payload(&frame.header).copy_from_slice(payload);
+            let opened = opener.open(&frame.header).map(|()| Bytes::copy_from_slice(opener.data()));
+            assert_eq!(opened.is_err(), opener.data().is_empty(), "nothing is left of the frame before");
+            let alone = frame.header.open(Bytes::copy_from_slice(payload));
+            assert_eq!(opened.as_ref().ok(), alone.as_ref().ok());
+            opened.is_ok()
+        };
+        for (raw, compress) in [(&large, true), (&small, false), (&small, true), (&large, false), (&small, true)] {
+            let frame = seal(raw, compress);
+            assert!(check(&frame, &frame.payload));
+            let mut damaged = frame.payload.to_vec();
+            let middle = damaged.len() / 2;
+            damaged[middle] ^= 1;
+            assert!(!check(&frame, &damaged));
+        }
+        // A header that says more or less than there is.
+        let frame = seal(&large, true);
+        for raw_len in [frame.header.raw_len - 1, frame.header.raw_len + 1] {
+            let lying = Frame { header: FrameHeader { raw_len, ..frame.header }, ..frame.clone() };
+            assert!(!check(&lying, &frame.payload));
+        }
     }
 
     #[test]

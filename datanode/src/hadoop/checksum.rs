@@ -88,7 +88,7 @@ fn composite(data: &mut DataReader) -> Result<Vec<u8>> {
         if part.is_empty() {
             return Ok(crc.to_be_bytes().to_vec());
         }
-        crc = crc32c::crc32c_append(crc, &part);
+        crc = crc32c::crc32c_append(crc, part);
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use cairn_common::durable::File;
-use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader};
+use cairn_proto::frame::{FRAME_HEADER_BYTES, FrameHeader, Opener};
 use cairn_proto::ids::BlockId;
 use cairn_proto::{Error, ErrorCode, Result};
 
@@ -20,8 +19,9 @@ pub struct DataReader {
     /// In the block.
     position: u64,
     end: u64,
-    /// Rest of the frame that was read last; starts at `position`.
-    rest: Bytes,
+    frame: Opener,
+    /// Where `position` is in the data of the frame that was read last.
+    inside: usize,
 }
 
 impl DataReader {
@@ -34,7 +34,8 @@ impl DataReader {
         }
         let range = range.unwrap_or_default();
         let (at, file_end) = (range.start, range.end);
-        Ok(Self { file: Arc::clone(&readable.file), block, at, file_end, position: offset, end, rest: Bytes::new() })
+        let (file, frame) = (Arc::clone(&readable.file), Opener::default());
+        Ok(Self { file, block, at, file_end, position: offset, end, frame, inside: 0 })
     }
 
     /// Where the next data lies in the block.
@@ -48,17 +49,18 @@ impl DataReader {
     }
 
     /// The next data, at most `limit` bytes of it; empty at the end. Code `Corrupt`: what lies on disk does not verify.
-    pub fn next(&mut self, limit: usize) -> Result<Bytes> {
+    pub fn next(&mut self, limit: usize) -> Result<&[u8]> {
         if self.position >= self.end {
-            return Ok(Bytes::new());
+            return Ok(&[]);
         }
-        while self.rest.is_empty() {
+        while self.inside >= self.frame.data().len() {
             self.read_frame()?;
         }
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-        let data = self.rest.split_to(self.rest.len().min(limit).min(left));
-        self.position += data.len() as u64;
-        Ok(data)
+        let from = self.inside;
+        self.inside += (self.frame.data().len() - from).min(limit).min(left);
+        self.position += (self.inside - from) as u64;
+        Ok(&self.frame.data()[from..self.inside])
     }
 
     /// Appends the next `length` bytes to `out`; there must be so many. After an error zeros are appended for what could not be read.
@@ -67,7 +69,7 @@ impl DataReader {
         let mut outcome = Ok(());
         while out.len() < whole {
             match self.next(whole - out.len()) {
-                Ok(data) if !data.is_empty() => out.extend_from_slice(&data),
+                Ok(data) if !data.is_empty() => out.extend_from_slice(data),
                 Ok(_) => break,
                 Err(error) => {
                     outcome = Err(error);
@@ -100,10 +102,9 @@ impl DataReader {
         if header.end() <= self.position {
             return Ok(());
         }
-        let mut payload = vec![0; header.stored_len as usize];
-        self.file.read_exact_at(&mut payload, payload_at).map_err(failed)?;
-        let data = header.open(payload.into()).map_err(|flaw| damaged(&flaw))?;
-        self.rest = data.slice((self.position - header.offset) as usize..);
+        self.file.read_exact_at(self.frame.payload(&header), payload_at).map_err(failed)?;
+        self.frame.open(&header).map_err(|flaw| damaged(&flaw))?;
+        self.inside = (self.position - header.offset) as usize;
         Ok(())
     }
 }
@@ -114,10 +115,11 @@ pub fn holds(readable: &Readable, block: BlockId, offset: u64, data: &[u8]) -> R
     let mut left = data;
     while !left.is_empty() {
         let here = reader.next(left.len())?;
-        if here[..] != left[..here.len()] {
+        let (now, later) = left.split_at(here.len());
+        if here != now {
             return Ok(false);
         }
-        left = &left[here.len()..];
+        left = later;
     }
     Ok(true)
 }

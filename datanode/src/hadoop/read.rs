@@ -49,32 +49,38 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
     let ready = BlockOpResponse { read_op_checksum_info: Some(info), ..answer(DataStatus::StatusSuccess) };
     send(conn, &ready).await?;
     let mut packets = Some(packets);
-    let mut ready: Vec<u8> = Vec::new();
+    // One is on its way while the other is filled.
+    let (mut ready, mut sent_before): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
     loop {
+        let mut room = std::mem::take(&mut sent_before);
+        room.clear();
         let make = async {
-            let Some(mut more) = packets.take() else { return (None, Ok(Vec::new())) };
+            let Some(mut more) = packets.take() else { return (None, Ok(room)) };
             transfer
                 .env
                 .work
                 .io(move || {
-                    let made = more.make();
+                    let made = more.make(room);
                     (Some(more), made)
                 })
                 .await
         };
         let ((rest, made), sent) = tokio::join!(make, put(transfer, conn, &ready));
         sent?;
-        ready = match made {
-            Ok(made) => made,
-            Err(error) => {
-                tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
-                if finalized {
-                    transfer.store.suspect(block);
+        sent_before = std::mem::replace(
+            &mut ready,
+            match made {
+                Ok(made) => made,
+                Err(error) => {
+                    tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
+                    if finalized {
+                        transfer.store.suspect(block);
+                    }
+                    // There is no word for it in the middle of packets: the client goes to another replica.
+                    return Err(io::Error::other(error));
                 }
-                // There is no word for it in the middle of packets: the client goes to another replica.
-                return Err(io::Error::other(error));
-            }
-        };
+            },
+        );
         packets = rest.filter(|rest| !rest.ended);
         if ready.is_empty() {
             break;
@@ -146,11 +152,11 @@ struct Packets {
 }
 
 impl Packets {
-    /// The next ones. Blocking.
-    fn make(&mut self) -> Result<Vec<u8>> {
+    /// The next ones, appended to `out`. Blocking.
+    fn make(&mut self, mut out: Vec<u8>) -> Result<Vec<u8>> {
         let left = usize::try_from(self.data.end() - self.data.position()).unwrap_or(usize::MAX);
         let count = left.min(PIECE).div_ceil(PACKET_DATA) + 1;
-        let mut out = Vec::with_capacity(left.min(PIECE) / READ_CHUNK * (READ_CHUNK + 4) + count * 64 + 1_024);
+        out.reserve(left.min(PIECE) / READ_CHUNK * (READ_CHUNK + 4) + count * 64 + 1_024);
         let mut made = 0;
         while made < PIECE {
             let (offset, end) = (self.data.position(), self.data.end());

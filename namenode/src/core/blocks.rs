@@ -186,10 +186,23 @@ impl SeenReplica {
 pub struct OpenBlock {
     /// The pipeline.
     pub expected: Vec<StorageIndex>,
+    /// The room that its writer was promised there.
+    pub promises: Vec<Promise>,
     /// What was reported.
     pub seen: Vec<SeenReplica>,
     /// Bytes of file data that its writer said at a sync, for the status of its file.
     pub said: u64,
+}
+
+/// Room that was promised on a storage.
+#[derive(Debug)]
+pub struct Promise {
+    /// Where.
+    pub storage: StorageIndex,
+    /// [`super::nodes::Storage::told`] at that time.
+    pub told: u64,
+    /// How much.
+    pub bytes: u64,
 }
 
 /// A replica that does not count, and what its own node says of it.

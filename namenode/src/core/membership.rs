@@ -149,7 +149,7 @@ impl Core {
             let named = request.storages.iter().any(|info| info.storage_id == self.nodes.storage(storage).id);
             let entry = self.nodes.storage_mut(storage);
             entry.reported = false;
-            entry.promised = 0;
+            entry.forget_promises();
             entry.failed = !named;
             if named {
                 self.cursors.purge.retain(|other| *other != storage);
@@ -178,7 +178,7 @@ impl Core {
             entry.capacity = info.capacity;
             entry.used = info.used;
             entry.remaining = info.remaining;
-            entry.promised = 0;
+            entry.forget_promises();
             let failed = !info.failure.is_empty();
             let was_failed = std::mem::replace(&mut entry.failed, failed);
             if failed && !was_failed {

@@ -246,8 +246,10 @@ pub struct Storage {
     pub used: u64,
     /// Bytes.
     pub remaining: u64,
-    /// Bytes promised to writers since the last heartbeat.
+    /// Bytes promised to writers and copies since the last heartbeat.
     pub promised: u64,
+    /// Number of that heartbeat: promises that were made before are in what it said of the disk.
+    pub told: u64,
     /// Out of service: failed, or not named by the last registration.
     pub failed: bool,
     /// Whether a full report of it came since its node's registration.
@@ -265,6 +267,14 @@ pub struct Nodes {
     pub storages: Vec<Storage>,
     by_id: BTreeMap<String, NodeIndex>,
     storage_by_id: BTreeMap<String, StorageIndex>,
+}
+
+impl Storage {
+    /// What was promised is void: from now on counts what the disk itself says.
+    pub fn forget_promises(&mut self) {
+        self.promised = 0;
+        self.told += 1;
+    }
 }
 
 impl Nodes {

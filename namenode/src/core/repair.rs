@@ -246,6 +246,7 @@ impl Core {
         self.blocks.table.modify(id, |block| block.commit(length));
         self.repair.complete += 1;
         let Some(open) = self.blocks.open.remove(&id) else { return };
+        self.take_back(&open.promises, length);
         let generation = self.blocks.get(id).map_or(0, |block| block.generation);
         for seen in &open.seen {
             let whole = seen.state == pb::ReplicaState::Finalized;
@@ -292,6 +293,7 @@ impl Core {
     pub(super) fn free_block(&mut self, id: u64, depends_on: cairn_proto::ids::TxId) {
         let storages = self.blocks.storages_of(id);
         let open = self.blocks.open.remove(&id).unwrap_or_default();
+        self.take_back(&open.promises, open.seen.iter().map(|seen| seen.length).max().unwrap_or(0));
         let bad = self.blocks.bad.remove(&id).unwrap_or_default();
         self.uncount_block(id);
         let Some(block) = self.blocks.table.remove(id) else { return };

@@ -4,7 +4,7 @@ use cairn_proto::ids::TxId;
 use cairn_proto::pb::{self, ReplicaState, edit::Kind};
 use cairn_proto::{Error, ErrorCode};
 
-use super::blocks::StorageIndex;
+use super::blocks::{Promise, StorageIndex};
 use super::event::Caller;
 use super::nodes::NodeIndex;
 use super::permissions::Who;
@@ -334,14 +334,30 @@ impl Core {
     fn open_pipeline(&mut self, id: u64, storages: Vec<StorageIndex>) {
         let size =
             self.blocks.get(id).and_then(|block| self.tree.get(block.inode)).map_or(0, |inode| inode.block_size());
+        let before = self.blocks.open.get_mut(&id).map(|open| std::mem::take(&mut open.promises));
+        self.take_back(&before.unwrap_or_default(), 0);
+        let mut promises = Vec::with_capacity(storages.len());
         for storage in &storages {
             let entry = self.nodes.storage_mut(*storage);
             entry.promised = entry.promised.saturating_add(size);
+            promises.push(Promise { storage: *storage, told: entry.told, bytes: size });
             let node = entry.node;
             self.nodes.node_mut(node).assigned += 1;
         }
         if let Some(open) = self.blocks.open.get_mut(&id) {
             open.expected = storages;
+            open.promises = promises;
+        }
+    }
+
+    /// A block has no more than so many bytes: what its writer was promised beyond them is free. Else many short files that are written within one
+    /// heartbeat would fill the disks with promises.
+    pub(super) fn take_back(&mut self, promises: &[Promise], length: u64) {
+        for promise in promises {
+            let entry = self.nodes.storage_mut(promise.storage);
+            if entry.told == promise.told {
+                entry.promised = entry.promised.saturating_sub(promise.bytes.saturating_sub(length));
+            }
         }
     }
 

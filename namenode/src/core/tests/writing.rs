@@ -462,3 +462,27 @@ fn what_follows_an_unfinished_block_goes_with_its_writer() {
         assert_eq!((status.open, lengths), (false, kept), "{path}");
     }
 }
+
+#[test]
+fn short_files_take_no_more_room_than_they_have_bytes() {
+    let size = 128 << 20;
+    let mut world = World::with(CoreSettings { default_block_size: size, ..settings() });
+    // Room for two blocks and a bit on each of three nodes, and no heartbeat after this.
+    for name in ["a", "b", "c"] {
+        let at = world.node_up(name, "/r");
+        world.nodes[at].remaining = 2 * size + 20 * super::BLOCK;
+        world.heartbeat(at).unwrap();
+    }
+    for number in 0..20 {
+        world.write(&format!("/short-{number}"), 3, 1);
+    }
+    // Blocks that are written and those that are given up count, too.
+    let inode = world.create("/a", 3).unwrap().inode;
+    world.add_block(inode, 0, &[]).unwrap();
+    let other = world.create("/b", 3).unwrap().inode;
+    world.add_block(other, 0, &[]).unwrap();
+    let third = world.create("/c", 3).unwrap().inode;
+    assert_eq!(code(world.add_block(third, 0, &[])), ErrorCode::NoTargets);
+    world.delete("root", "/a", false).unwrap();
+    world.add_block(third, 0, &[]).unwrap();
+}
