@@ -3,7 +3,7 @@
 //! Disks are watched from outside: what a process answers to the namenode, or thinks of its disk, plays no part.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cairn_common::simdisk::SimDisk;
@@ -24,10 +24,22 @@ pub struct Deletion {
     pub at_ms: u64,
 }
 
+/// A replica is read before it may stay alone, and rots a moment later, while the others are on their way out: nobody can do anything about
+/// that. The time from the one to the other, at most.
+const AFTER_THE_LAST_LOOK_MS: u64 = 1_000;
+
+/// Bits of a replica that were flipped, last at that time.
+#[derive(Default)]
+struct Damage {
+    at_ms: u64,
+    /// Offset and bits.
+    flips: Vec<(u64, u8)>,
+}
+
 #[derive(Default)]
 struct Watch {
     disks: Vec<(String, SimDisk)>,
-    damaged: BTreeSet<(String, PathBuf)>,
+    damaged: BTreeMap<(String, PathBuf), Damage>,
     last: Vec<Deletion>,
 }
 
@@ -41,8 +53,12 @@ pub fn watch(host: &str, disk: &SimDisk) {
 }
 
 /// Bits of this file were flipped: it is no replica any more that could be lost, or stand in for another.
-pub fn damaged(host: &str, path: &Path) {
-    WATCH.with_borrow_mut(|watch| watch.damaged.insert((host.to_owned(), path.to_owned())));
+pub fn damaged(host: &str, path: &Path, offset: u64, bits: u8) {
+    WATCH.with_borrow_mut(|watch| {
+        let damage = watch.damaged.entry((host.to_owned(), path.to_owned())).or_default();
+        damage.at_ms = now_ms();
+        damage.flips.push((offset, bits));
+    });
 }
 
 /// A process removed a file, or put it away (`to`).
@@ -54,16 +70,38 @@ pub fn removed(host: &str, path: &Path, to: Option<&Path>) {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let Some((id, generation, Some(_))) = blockfile::parse_name(&name) else { return };
     WATCH.with_borrow_mut(|watch| {
-        let good = |host: &str| !watch.damaged.contains(&(host.to_owned(), path.to_owned()));
+        let good = |host: &str| !watch.damaged.contains_key(&(host.to_owned(), path.to_owned()));
         // All datanodes have the same folders, so a replica of the same block lies under the same path.
         let holds = |(other, disk): &(String, SimDisk)| other != host && good(other) && disk.has(path);
         if !watch.disks.iter().any(|(other, _)| other == host) || !good(host) || watch.disks.iter().any(holds) {
+            return;
+        }
+        if watch.take_back_damage(path) {
             return;
         }
         note(host, format!("takes the last replica of block {} off its disk", id.0));
         let (host, generation) = (host.to_owned(), generation.0);
         watch.last.push(Deletion { host, id: id.0, generation, at_ms: now_ms() });
     });
+}
+
+impl Watch {
+    /// A replica under this path that rotted just now has not, after all. `false`: there is none.
+    fn take_back_damage(&mut self, path: &Path) -> bool {
+        for (host, disk) in &self.disks {
+            let key = (host.clone(), path.to_owned());
+            let is_late = |damage: &Damage| disk.has(path) && damage.at_ms + AFTER_THE_LAST_LOOK_MS >= now_ms();
+            if self.damaged.get(&key).is_some_and(is_late) {
+                let flips = self.damaged.remove(&key).unwrap_or_default().flips;
+                for (offset, bits) in flips {
+                    disk.flip(path, offset, bits);
+                }
+                note(host, format!("the flips of {} are taken back: it was to stay alone by then", path.display()));
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// Deletions of last replicas so far.

@@ -204,7 +204,7 @@ impl Faults {
             let offset = self.entropy.below(one.bytes);
             let bits = 1 << self.entropy.below(8);
             cluster.machines[&host].disk.flip(&one.path, offset, bits);
-            deletions::damaged(&host.name(), &one.path);
+            deletions::damaged(&host.name(), &one.path, offset, bits);
             note("fault", format!("a bit of byte {offset} of {} on {} flips", one.path.display(), host.name()));
         }
     }
