@@ -217,10 +217,15 @@ impl FrameHeader {
                 Bytes::from(raw)
             }
         };
-        if raw.len() != self.raw_len as usize || crc32c::crc32c(&raw) != self.raw_crc {
+        self.verify_raw(&raw)?;
+        Ok(raw)
+    }
+
+    fn verify_raw(&self, raw: &[u8]) -> Result<(), FrameError> {
+        if raw.len() != self.raw_len as usize || crc32c::crc32c(raw) != self.raw_crc {
             return Err(FrameError::RawChecksum { offset: self.offset });
         }
-        Ok(raw)
+        Ok(())
     }
 }
 
@@ -250,8 +255,8 @@ impl Opener {
     pub fn open(&mut self, header: &FrameHeader) -> Result<(), FrameError> {
         let (stored, length, offset) = (header.stored_len as usize, header.raw_len as usize, header.offset);
         let payload = &self.payload[..stored.min(self.payload.len())];
-        let found = match header.codec {
-            Codec::Stored => payload.len(),
+        let data = match header.codec {
+            Codec::Stored => payload,
             Codec::Zstd => {
                 let failed = |error: std::io::Error| FrameError::Decompress { offset, reason: error.to_string() };
                 let zstd = match &mut self.zstd {
@@ -261,13 +266,11 @@ impl Opener {
                 if self.raw.len() < length {
                     self.raw.resize(length, 0);
                 }
-                zstd.decompress_to_buffer(payload, &mut self.raw[..length]).map_err(failed)?
+                let found = zstd.decompress_to_buffer(payload, &mut self.raw[..length]).map_err(failed)?;
+                &self.raw[..found]
             }
         };
-        let data = if header.codec == Codec::Stored { payload } else { &self.raw[..length] };
-        if found != length || crc32c::crc32c(data) != header.raw_crc {
-            return Err(FrameError::RawChecksum { offset });
-        }
+        header.verify_raw(data)?;
         (self.codec, self.length) = (Some(header.codec), length);
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use cairn_common::simdisk::SimDisk;
@@ -24,22 +25,27 @@ pub struct Deletion {
     pub at_ms: u64,
 }
 
-/// A replica is read before it may stay alone, and rots a moment later, while the others are on their way out: nobody can do anything about
-/// that. The time from the one to the other, at most.
+/// A replica is read before it may stay alone. If it rots a moment later, while the others are on their way out, nobody can do anything about
+/// that. The time from its reading to their removal, at most.
 const AFTER_THE_LAST_LOOK_MS: u64 = 1_000;
 
-/// Bits of a replica that were flipped, last at that time.
+/// Bits of a replica that were flipped.
 #[derive(Default)]
 struct Damage {
-    at_ms: u64,
     /// Offset and bits.
     flips: Vec<(u64, u8)>,
+    /// When its node had read from it last before.
+    read_ms: Option<u64>,
+    /// Its node has read such a bit since.
+    is_seen: bool,
 }
 
 #[derive(Default)]
 struct Watch {
     disks: Vec<(String, SimDisk)>,
     damaged: BTreeMap<(String, PathBuf), Damage>,
+    /// When a node read from a finalized replica last.
+    read: BTreeMap<(String, PathBuf), u64>,
     last: Vec<Deletion>,
 }
 
@@ -55,15 +61,33 @@ pub fn watch(host: &str, disk: &SimDisk) {
 /// Bits of this file were flipped: it is no replica any more that could be lost, or stand in for another.
 pub fn damaged(host: &str, path: &Path, offset: u64, bits: u8) {
     WATCH.with_borrow_mut(|watch| {
-        let damage = watch.damaged.entry((host.to_owned(), path.to_owned())).or_default();
-        damage.at_ms = now_ms();
+        let key = (host.to_owned(), path.to_owned());
+        let read_ms = watch.read.get(&key).copied();
+        let damage = watch.damaged.entry(key).or_insert_with(|| Damage { read_ms, ..Damage::default() });
         damage.flips.push((offset, bits));
     });
 }
 
+/// A process read these bytes of a file.
+pub fn read(host: &str, path: &Path, bytes: Range<u64>) {
+    if !is_final(path) {
+        return;
+    }
+    WATCH.with_borrow_mut(|watch| {
+        let key = (host.to_owned(), path.to_owned());
+        if let Some(damage) = watch.damaged.get_mut(&key) {
+            damage.is_seen |= damage.flips.iter().any(|(offset, _)| bytes.contains(offset));
+        }
+        watch.read.insert(key, now_ms());
+    });
+}
+
+fn is_final(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "finalized")
+}
+
 /// A process removed a file, or put it away (`to`).
 pub fn removed(host: &str, path: &Path, to: Option<&Path>) {
-    let is_final = |path: &Path| path.components().any(|part| part.as_os_str() == "finalized");
     if !is_final(path) || to.is_some_and(is_final) {
         return;
     }
@@ -86,12 +110,13 @@ pub fn removed(host: &str, path: &Path, to: Option<&Path>) {
 }
 
 impl Watch {
-    /// A replica under this path that rotted just now has not, after all. `false`: there is none.
+    /// A replica under this path that has rotted since its node read it has not, after all. `false`: there is none.
     fn take_back_damage(&mut self, path: &Path) -> bool {
         for (host, disk) in &self.disks {
             let key = (host.clone(), path.to_owned());
-            let is_late = |damage: &Damage| disk.has(path) && damage.at_ms + AFTER_THE_LAST_LOOK_MS >= now_ms();
-            if self.damaged.get(&key).is_some_and(is_late) {
+            let in_time = |read_ms: u64| read_ms + AFTER_THE_LAST_LOOK_MS >= now_ms();
+            let is_late = |damage: &Damage| !damage.is_seen && damage.read_ms.is_some_and(in_time);
+            if disk.has(path) && self.damaged.get(&key).is_some_and(is_late) {
                 let flips = self.damaged.remove(&key).unwrap_or_default().flips;
                 for (offset, bits) in flips {
                     disk.flip(path, offset, bits);

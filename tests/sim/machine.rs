@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -175,6 +175,7 @@ struct Watched {
 }
 
 struct WatchedFile {
+    path: PathBuf,
     name: Arc<str>,
     file: Arc<dyn File>,
     disk: SimDisk,
@@ -184,7 +185,9 @@ struct WatchedFile {
 
 impl File for WatchedFile {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(out, offset)
+        let read = self.file.read_at(out, offset)?;
+        deletions::read(&self.name, &self.path, offset..offset + read as u64);
+        Ok(read)
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -227,7 +230,8 @@ impl Fs for Watched {
         let file = self.disk.open(path, mode)?;
         let Self { name, disk, trip, lying } = self;
         let (name, disk, trip) = (Arc::clone(name), disk.clone(), Arc::clone(trip));
-        Ok(Arc::new(WatchedFile { name, file, disk, trip, lying: *lying && is_acknowledged(path) }))
+        let lying = *lying && is_acknowledged(path);
+        Ok(Arc::new(WatchedFile { name, path: path.to_owned(), file, disk, trip, lying }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

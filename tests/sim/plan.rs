@@ -3,7 +3,7 @@
 //! # Bounds
 //! What was acknowledged must survive, so: any number of machines may lose power, all at once too, since `close` and `hsync` are durable; but
 //! at most one datanode (the sick one) has disk errors, and bits are flipped only in a replica that has two good siblings
-//! (and are flipped back if those go within a second: it had been read before they went, so that nobody could have seen it).
+//! (and are flipped back if those go although it was read a moment before it rotted: nobody could have seen it).
 
 use cairn_common::entropy::Entropy;
 

@@ -67,20 +67,15 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
         };
         let ((rest, made), sent) = tokio::join!(make, put(transfer, conn, &ready));
         sent?;
-        sent_before = std::mem::replace(
-            &mut ready,
-            match made {
-                Ok(made) => made,
-                Err(error) => {
-                    tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
-                    if finalized {
-                        transfer.store.suspect(block);
-                    }
-                    // There is no word for it in the middle of packets: the client goes to another replica.
-                    return Err(io::Error::other(error));
-                }
-            },
-        );
+        let made = made.map_err(|error| {
+            tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
+            if finalized {
+                transfer.store.suspect(block);
+            }
+            // There is no word for it in the middle of packets: the client goes to another replica.
+            io::Error::other(error)
+        })?;
+        sent_before = std::mem::replace(&mut ready, made);
         packets = rest.filter(|rest| !rest.ended);
         if ready.is_empty() {
             break;

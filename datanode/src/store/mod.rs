@@ -276,9 +276,6 @@ impl BlockStore {
         for (index, replicas) in found.into_iter().enumerate() {
             self.map.load(index, replicas);
         }
-        if obsolete.is_empty() {
-            return Ok(());
-        }
         let store = Arc::clone(self);
         let unlink = move || obsolete.iter().for_each(|(volume, block, entry)| store.unlink(*volume, *block, entry));
         self.env.work.io(unlink).await;
