@@ -161,6 +161,7 @@ async fn drive(jobs: Jobs, arguments: Vec<String>) -> Result<()> {
     };
     let refine = async |name: &str, spec: JobSpec, before: &[StageReport]| Ok(refine(name, spec, before));
     let report = graph.run_with(launcher.fs(), &id, observe, refine).await?;
+    println!("{} bytes were read where a step before had kept them", report.kept_bytes());
     let failed = |stage: &StageReport| stage.report.as_ref().is_none_or(|job| job.state != JobState::Succeeded);
     let Some(StageReport { name, report, why, .. }) = report.stages.into_iter().find(failed) else { return Ok(()) };
     let error = report.and_then(|job| job.failure).map(|error| error.message().to_owned());

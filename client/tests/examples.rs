@@ -249,7 +249,8 @@ async fn pagerank_runs_a_chain_of_jobs() {
     let text: String = links.iter().map(|(page, targets)| format!("{page}\t{}\n", targets.join(" "))).collect();
     examples.put("/links", &text).await;
     let namenode = examples.cluster.namenode.rpc_addr.to_string();
-    examples.run("pagerank", &[&namenode, "/links", "/ranks", "5"]).await;
+    let told = examples.run("pagerank", &[&namenode, "/links", "/ranks", "5"]).await;
+    assert!(kept_bytes(&told) > 0, "what steps hand on is kept for the next: {told}");
 
     let mut ranks: BTreeMap<&str, f64> = links.keys().map(|page| (page.as_str(), 1.0)).collect();
     for _ in 0..5 {
@@ -278,6 +279,84 @@ async fn pagerank_runs_a_chain_of_jobs() {
     }
     let left: Vec<_> = examples.cluster.fs.list_all("/ranks").await.unwrap();
     assert_eq!(left.len(), 1, "steps are left: {left:?}");
+    examples.cluster.stop().await;
+}
+
+/// What a graph says of content that its steps kept for each other.
+fn kept_bytes(told: &str) -> u64 {
+    let line = told.lines().find(|line| line.ends_with("had kept them")).unwrap();
+    line.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Centres after so many iterations, with how many points they have.
+fn clustered(points: &[[f64; 2]], centres: usize, iterations: usize) -> Vec<([f64; 2], u64)> {
+    let mut all: Vec<([f64; 2], u64)> = points[..centres].iter().map(|point| (*point, 0)).collect();
+    for _ in 0..iterations {
+        let mut sums = vec![([0.0; 2], 0); centres];
+        for [x, y] in points {
+            let distance = |([a, b], _): &([f64; 2], u64)| (a - x) * (a - x) + (b - y) * (b - y);
+            let nearest = (0..centres).min_by(|a, b| distance(&all[*a]).total_cmp(&distance(&all[*b]))).unwrap();
+            let ([sum_x, sum_y], count) = &mut sums[nearest];
+            (*sum_x, *sum_y, *count) = (*sum_x + x, *sum_y + y, *count + 1);
+        }
+        for (([x, y], points), ([sum_x, sum_y], count)) in all.iter_mut().zip(sums) {
+            *points = count;
+            if count > 0 {
+                (*x, *y) = (sum_x / count as f64, sum_y / count as f64);
+            }
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kmeans_finds_its_points_where_an_iteration_before_has_kept_them() {
+    const ITERATIONS: usize = 4;
+    let mut examples = Examples::start().await;
+    let mut points = Vec::new();
+    for at in 0..150_000u64 {
+        let near = [(at % 3) as f64 * 300.0, (at % 3) as f64 * 200.0];
+        points.push(near.map(|near| near + examples.random(200_000) as f64 / 1_000.0));
+    }
+    let text: String = points.iter().map(|[x, y]| format!("{x} {y}\n")).collect();
+    assert!(text.len() > 2 << 20, "several splits: {}", text.len());
+    examples.put("/points/plain", &text).await;
+    let namenode = examples.cluster.namenode.rpc_addr.to_string();
+    let iterations = ITERATIONS.to_string();
+    let want = clustered(&points, 3, ITERATIONS);
+    let check = async |examples: &Examples, output: &str| {
+        let lines = examples.lines(&format!("{output}/step-{ITERATIONS}")).await;
+        assert_eq!(lines.len(), want.len());
+        for (at, (line, ([x, y], count))) in lines.iter().zip(&want).enumerate() {
+            let fields: Vec<f64> = line.split(['\t', ' ']).map(|field| field.parse().unwrap()).collect();
+            assert_eq!(fields[..2], [at as f64, *count as f64]);
+            assert!((fields[2] - x).abs() < 1e-6 && (fields[3] - y).abs() < 1e-6, "{line}, not {x} {y}");
+        }
+    };
+    let told = examples.run("kmeans", &[&namenode, "/points", "/clusters", "3", &iterations]).await;
+    check(&examples, "/clusters").await;
+    let all = (text.len() * ITERATIONS) as u64;
+    let kept = kept_bytes(&told);
+    assert!(kept > all / 2, "{kept} bytes of {all} were kept");
+    let left = |examples: &Examples, node: usize| {
+        let kept = examples.cluster.dir.path().join(format!("dn{node}/jobs/.kept"));
+        std::fs::read_dir(kept).into_iter().flatten().count()
+    };
+    assert_eq!((left(&examples, 0), left(&examples, 1)), (0, 0), "nodes forget it with the end of the graph");
+
+    let told = examples.run("kmeans", &[&namenode, "/points", "/forgetful", "3", &iterations, "--forget"]).await;
+    assert_eq!(kept_bytes(&told), 0);
+    check(&examples, "/forgetful").await;
+
+    // Compressed input is kept as what it holds.
+    let packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    let options = CreateOptions { replication: 2, create_parents: true, ..CreateOptions::default() };
+    examples.cluster.write("/packed/points.zst", packed.into(), options).await;
+    let told = examples.run("kmeans", &[&namenode, "/packed", "/unpacked", "3", &iterations]).await;
+    check(&examples, "/unpacked").await;
+    let kept = kept_bytes(&told);
+    assert!(kept > all / 2, "{kept} bytes of {all} were kept");
+    examples.fails("kmeans", &[&namenode, "/points", "/bad", "0", "1"]).await;
     examples.cluster.stop().await;
 }
 

@@ -206,6 +206,7 @@ async fn start_executor(
         starvation_ms: settings.task_starvation_ms,
         user_weights: settings.weights()?,
         disk_reserve: settings.reserved_bytes,
+        kept_bytes: settings.task_kept_bytes,
         cgroups: settings.task_cgroups,
         task_user: settings.task_user.clone(),
         ..TaskSettings::new(settings.dirs.clone(), settings.task_slots)

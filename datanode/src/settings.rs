@@ -78,6 +78,9 @@ pub struct DatanodeSettings {
     pub task_starvation_ms: u64,
     /// Shares of slots of users against each other, as `NAME=SHARE`; 1 for who is not named.
     pub user_weights: Vec<String>,
+    /// Bytes that jobs may keep on this node for the jobs after them, on the disk of their folders or in the page cache before it; 0: nothing is kept. More:
+    /// iterations over more data find it here; less: more is left for other uses of memory.
+    pub task_kept_bytes: u64,
     /// Have the kernel hold tasks to their limits, where this process may manage cgroups (v2); else memory is sampled and CPU not limited.
     pub task_cgroups: bool,
     /// Listen beyond loopback although nobody is authenticated yet.
@@ -139,6 +142,7 @@ impl Default for DatanodeSettings {
             task_log_keep_ms: 24 * 3_600_000,
             task_starvation_ms: 60_000,
             user_weights: Vec::new(),
+            task_kept_bytes: 1 << 30,
             task_cgroups: true,
             insecure: false,
             max_transfers: 1_024,

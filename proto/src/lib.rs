@@ -9,6 +9,7 @@
 //! * [`backupfile`]: a backup of the namenode: an image and all log since
 //! * [`dataplane`]: operations, write markers and acks of the data plane
 //! * [`mapoutput`]: what a map task leaves for the reducers
+//! * [`kept`]: content of files that jobs keep on a node for the jobs after them
 //! * [`handshake`]: the first bytes of each of our own connections
 //! * [`webhdfs`]: parameters, paths and errors of the file system over HTTP
 //!
@@ -22,6 +23,7 @@ pub mod frame;
 pub mod hadoop;
 pub mod handshake;
 pub mod ids;
+pub mod kept;
 pub mod mapoutput;
 pub mod path;
 pub mod position;

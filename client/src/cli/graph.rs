@@ -24,6 +24,8 @@ const MAX_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 struct Description {
     id: Option<String>,
+    /// `false`: nodes keep nothing from stage to stage.
+    keep: Option<bool>,
     #[serde(default)]
     stage: Vec<StageDescription>,
 }
@@ -66,6 +68,9 @@ fn described(name: &str, text: &str) -> Outcome<Described> {
         let spec = outline(&command).map_err(of_stage)?;
         graph = graph.with(GraphStage { name: stage.clone(), spec, after, temporary });
         commands.insert(stage, command);
+    }
+    if description.keep == Some(false) {
+        graph = graph.keeping_nothing();
     }
     graph.check().map_err(|error| refuse(error.message().to_owned()))?;
     Ok(Described { id: description.id, graph, commands })

@@ -223,9 +223,10 @@ pub fn show_counters(out: &mut Out, report: &JobReport) -> Outcome {
     row(
         "bytes",
         format!(
-            "{} read ({} of them local), {} shuffled, {} spilled, {} written",
+            "{} read ({} of them local{}), {} shuffled, {} spilled, {} written",
             human_size(bytes.read),
             human_size(bytes.read_local),
+            if bytes.kept > 0 { format!(", {} kept by earlier jobs", human_size(bytes.kept)) } else { String::new() },
             human_size(bytes.shuffled),
             human_size(bytes.spilled),
             human_size(bytes.written)

@@ -39,6 +39,8 @@ const OUTPUT_LOOK_MS: u64 = 5_000;
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a driver that takes over waits for the nodes to say what they hold.
 const MEET_LIMIT: Duration = Duration::from_secs(5);
+/// And one that only wants to know what earlier jobs have kept there for its own.
+const KEPT_LIMIT: Duration = Duration::from_millis(500);
 /// A driver looks for what dead ones left when it has run for so long; short jobs have better to do.
 const SWEEP_AFTER: Duration = Duration::from_secs(3);
 
@@ -195,8 +197,10 @@ impl<'a> Driver<'a> {
     }
 
     async fn work(&mut self) -> Ended {
-        if self.epoch > 1
-            && let Some(ended) = self.meet_nodes().await
+        let takes_over = self.epoch > 1;
+        let limit = if takes_over { MEET_LIMIT } else { KEPT_LIMIT };
+        if (takes_over || !self.job().keep.is_empty())
+            && let Some(ended) = self.meet_nodes(limit).await
         {
             return ended;
         }
@@ -267,11 +271,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// A driver that takes over hears first what the nodes hold and run of the job.
-    async fn meet_nodes(&mut self) -> Option<Ended> {
+    /// Hears what the nodes hold and run of the job, and what they keep for it, before anything is started.
+    async fn meet_nodes(&mut self, limit: Duration) -> Option<Ended> {
         self.link_all();
         self.silent = self.scheduler.node_ids().into_iter().collect();
-        let deadline_ms = self.now_ms() + MEET_LIMIT.as_millis() as u64;
+        let deadline_ms = self.now_ms() + limit.as_millis() as u64;
         while !self.silent.is_empty() {
             let left_ms = deadline_ms.saturating_sub(self.now_ms());
             let event = tokio::select! {

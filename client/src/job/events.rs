@@ -33,7 +33,10 @@ impl Driver<'_> {
             self.silent.remove(node);
         }
         match news {
-            News::Registered { held, running } => self.scheduler.registered(node, &held, &running, now_ms),
+            News::Registered { held, running, kept } => {
+                self.scheduler.keeps(node, &kept);
+                self.scheduler.registered(node, &held, &running, now_ms);
+            }
             News::NotFed(task) => self.scheduler.not_fed(node, &task),
             News::Refused(task) => self.scheduler.refused(node, &task, now_ms),
             News::NotStarted(_, error) | News::Lost(error) if error.code() == ErrorCode::StaleEpoch => {

@@ -10,6 +10,9 @@
 //! stage's maps run there and read it from that node's page cache, or from its disk where memory is short. Nothing of it crosses the network, and nothing is kept twice.
 //! When a stage fails and such an input of it is no longer whole, the stages that made it run again, back to what is still there, and then that stage.
 //!
+//! Besides, tasks keep on their nodes, decompressed, what they write for a next stage, and what they read that other stages read, too, as far as there is room
+//! ([`super::Keep`]). Later maps run where the content of their split is kept, and take it from there; nothing depends on it.
+//!
 //! # Resuming
 //! The job of stage `k` of graph `G` has the id `G-s<k>`. So the same graph run again under the same id goes on where it was: stages that succeeded are
 //! left alone, one whose driver died is resumed ([`super::resume`]), one that failed (or whose output was lost) is tried again under the next id
@@ -21,15 +24,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::path::normalize;
-use cairn_proto::{Error, ErrorCode, Result};
+use cairn_proto::{Error, ErrorCode, Result, pb};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
 use super::journal::folder;
 use super::report::{JobReport, JobState};
-use super::spec::{JobObserver, JobSpec};
-use super::{history, resume, run};
+use super::spec::{JobObserver, JobSpec, Keep};
+use super::{contact, history, resume, run};
 use crate::fs::FileSystem;
 
 /// Stages of a graph, at most.
@@ -58,6 +61,8 @@ pub struct GraphStage {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct JobGraph {
     stages: Vec<GraphStage>,
+    /// Nothing is kept on nodes from stage to stage.
+    keeps_nothing: bool,
 }
 
 /// How a stage ended.
@@ -89,6 +94,13 @@ pub struct GraphReport {
     pub stages: Vec<StageReport>,
 }
 
+impl GraphReport {
+    /// Bytes of content that tasks found where a stage before had kept them; counted anew with each stage that read them.
+    pub fn kept_bytes(&self) -> u64 {
+        self.stages.iter().filter_map(|stage| stage.report.as_ref()).map(|report| report.bytes.kept).sum()
+    }
+}
+
 impl JobGraph {
     /// Without stages.
     pub fn new() -> Self {
@@ -111,6 +123,13 @@ impl JobGraph {
     #[must_use]
     pub fn with(mut self, stage: GraphStage) -> Self {
         self.stages.push(stage);
+        self
+    }
+
+    /// Has nodes keep nothing from stage to stage.
+    #[must_use]
+    pub fn keeping_nothing(mut self) -> Self {
+        self.keeps_nothing = true;
         self
     }
 
@@ -151,7 +170,8 @@ impl JobGraph {
                 let stage = &self.stages[at];
                 let (observer, remade) = (observe(&stage.name), standing.remade[at]);
                 let before = standing.order.before[at].iter().filter_map(|one| reports[*one].clone()).collect();
-                let turn = Turn { graph: id, at, stage, before, remade };
+                let keep = self.keep_of(id, at, &standing.order);
+                let turn = Turn { graph: id, at, stage, before, remade, keep };
                 running.push(async move { (at, turn.run(fs, observer, refine).await) });
             }
             let Some((at, report)) = running.next().await else { break };
@@ -163,6 +183,10 @@ impl JobGraph {
             for done in standing.ended(at, succeeded) {
                 self.remove_temporary(fs, done).await;
             }
+        }
+        drop(running);
+        if !self.keeps_nothing {
+            release(fs, id).await;
         }
         let skipped = |stage: &GraphStage| StageReport {
             name: stage.name.clone(),
@@ -181,6 +205,19 @@ impl JobGraph {
             wall_ms: fs.env().clock.mono_ms().saturating_sub(started_ms),
             stages,
         })
+    }
+
+    /// What a stage shares with the others through its nodes; none if it shares nothing.
+    fn keep_of(&self, id: &str, at: usize, order: &Order) -> Option<Keep> {
+        let GraphStage { spec, temporary, .. } = &self.stages[at];
+        let reads = |stage: &GraphStage, input: &String| stage.spec.inputs.contains(input);
+        let shared = |input: &&String| self.stages.iter().filter(|stage| reads(stage, input)).count() > 1;
+        let inputs: Vec<String> = spec.inputs.iter().filter(shared).cloned().collect();
+        let output = *temporary && !order.readers[at].is_empty();
+        let takes =
+            order.readers.iter().zip(&order.temporary).any(|(readers, temporary)| *temporary && readers.contains(&at));
+        let keeps = !self.keeps_nothing && (output || takes || !inputs.is_empty());
+        keeps.then(|| Keep { name: id.to_owned(), inputs, output })
     }
 
     /// A stage has failed. If temporary inputs of it are lost, they are made again, and it is run again: true.
@@ -240,6 +277,7 @@ struct Turn<'a> {
     before: Vec<StageReport>,
     /// How often its output was lost.
     remade: u32,
+    keep: Option<Keep>,
 }
 
 impl Turn<'_> {
@@ -295,7 +333,23 @@ impl Turn<'_> {
         if self.stage.temporary && spec.output_replication == 0 {
             spec.output_replication = HANDED_ON_REPLICATION;
         }
+        spec.keep = spec.keep.or_else(|| self.keep.clone());
         spec
+    }
+}
+
+/// Nodes forget what the stages have kept there.
+async fn release(fs: &FileSystem, id: &str) {
+    let released = contact::ask_all(fs, |mut client| {
+        let request = pb::ReleaseKeptRequest { keep: id.to_owned() };
+        async move { client.release_kept(request).await }
+    });
+    // Else it is forgotten when it has not been used for a while.
+    match released.await {
+        Ok(answers) => answers.into_iter().filter_map(|(node, answer)| Some((node, answer.err()?))).for_each(
+            |(node, error)| tracing::debug!(node = node.host, %error, "what is kept there could not be released"),
+        ),
+        Err(error) => tracing::debug!(%error, "what is kept on nodes could not be released"),
     }
 }
 
@@ -492,6 +546,26 @@ mod tests {
         assert_eq!(standing.ready(), [2]);
         assert_eq!(standing.ended(2, true), [1], "it goes again");
         assert_eq!(standing.ready(), [3]);
+    }
+
+    #[test]
+    fn stages_keep_for_each_other_what_several_read() {
+        let graph = diamond();
+        let order = Order::of(&graph.stages).unwrap();
+        let keep = |at| graph.keep_of("g", at, &order).unwrap();
+        let all = |inputs: &[&str], output| Keep {
+            name: "g".into(),
+            inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
+            output,
+        };
+        assert_eq!(keep(0), all(&[], false), "what it reads was kept by who wrote it");
+        assert_eq!(keep(1), all(&["/in"], true));
+        assert_eq!(keep(3), all(&["/in"], false));
+        let alone = JobGraph::new().stage("a", job(&["/in"], "/a")).stage("b", job(&["/a"], "/b"));
+        let order = Order::of(&alone.stages).unwrap();
+        assert_eq!((alone.keep_of("g", 0, &order), alone.keep_of("g", 1, &order)), (None, None));
+        let nothing = diamond().keeping_nothing();
+        assert_eq!(nothing.keep_of("g", 1, &Order::of(&nothing.stages).unwrap()), None);
     }
 
     #[test]

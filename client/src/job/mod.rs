@@ -58,4 +58,4 @@ pub use report::{
     ReduceSummary, TaskReport,
 };
 pub use ship::{CacheFile, Executable, Shipped, store, target};
-pub use spec::{DEFAULT_TASK_MEMORY, JobControl, JobObserver, JobProgress, JobSpec, MAX_ATTEMPTS, Phase};
+pub use spec::{DEFAULT_TASK_MEMORY, JobControl, JobObserver, JobProgress, JobSpec, Keep, MAX_ATTEMPTS, Phase};

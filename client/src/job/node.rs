@@ -40,6 +40,8 @@ pub enum News {
         held: Vec<pb::TaskId>,
         /// Attempts that run there.
         running: Vec<pb::TaskId>,
+        /// What earlier jobs have kept there for this one.
+        kept: Vec<pb::KeptContent>,
     },
     /// No slot is free.
     Refused(pb::TaskId),
@@ -216,7 +218,7 @@ impl Link {
                 .max_decoding_message_size(rpc::MAX_RPC_BYTES)
                 .max_encoding_message_size(4 * rpc::MAX_RPC_BYTES);
             let found = self.limited(client.clone().register_job(target.request.clone())).await?;
-            self.tell(News::Registered { held: found.held, running: found.running }).await?;
+            self.tell(News::Registered { held: found.held, running: found.running, kept: found.kept }).await?;
             Ok(client)
         })
         .await

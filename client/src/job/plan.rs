@@ -1,6 +1,6 @@
 //! What a job would do: its splits, its nodes, and which task would run where and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::{Error, ErrorCode, Result};
 use serde::Serialize;
@@ -44,6 +44,11 @@ pub(super) async fn prepare(fs: &FileSystem, spec: &JobSpec) -> Result<Prepared>
     if !matches!(format, InputFormat::Generated { .. }) {
         let files = splits::input_files(fs, &spec.inputs).await?;
         splits = splits::plan_splits(fs, &files, format, spec.split_bytes).await?;
+        if let Some(keep) = spec.keep.as_ref().filter(|keep| !keep.inputs.is_empty()) {
+            let kept = splits::input_files(fs, &keep.inputs).await?;
+            let kept: BTreeSet<u64> = kept.iter().map(|file| file.inode).collect();
+            splits.iter_mut().for_each(|planned| planned.split.keep = kept.contains(&planned.split.inode));
+        }
     }
     let cluster_id = fs.server_defaults().await?.cluster_id.clone();
     let nodes = live_nodes(fs).await?;

@@ -88,6 +88,9 @@ pub struct ByteSummary {
     pub read: u64,
     /// By maps on nodes that hold their block.
     pub read_local: u64,
+    /// Of the content, what maps found where an earlier job had kept it.
+    #[serde(default)]
+    pub kept: u64,
     pub shuffled: u64,
     pub spilled: u64,
     pub written: u64,
@@ -303,6 +306,7 @@ impl JobReport {
         self.bytes = ByteSummary {
             read: get(counter::INPUT_BYTES),
             read_local: 0,
+            kept: get(counter::INPUT_KEPT_BYTES),
             shuffled: get(counter::SHUFFLED_BYTES),
             spilled: get(counter::SPILLED_BYTES),
             written: get(counter::OUTPUT_BYTES),

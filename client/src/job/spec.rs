@@ -78,6 +78,20 @@ pub struct JobSpec {
     pub disk_limit: u64,
     /// Thousandths of a core that a task may use, where nodes can hold it to that; 0: no limit.
     pub cpu_limit: u32,
+    /// What it shares with jobs before and after it through its nodes. Set by [`super::JobGraph`].
+    pub keep: Option<Keep>,
+}
+
+/// What tasks keep on their nodes for later jobs, so that these need not read it from the cluster: as much of it as each node has room for. It is found by jobs of
+/// the same user that name the same, and forgotten two minutes after the last of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Keep {
+    /// 1 to 64 of `[A-Za-z0-9_-]`.
+    pub name: String,
+    /// Of the job's inputs those that later jobs read again.
+    pub inputs: Vec<String>,
+    /// The output, which later jobs read.
+    pub output: bool,
 }
 
 impl JobSpec {
@@ -107,6 +121,7 @@ impl JobSpec {
             slow_start: SLOW_START,
             disk_limit: 0,
             cpu_limit: 0,
+            keep: None,
         }
     }
 
@@ -143,6 +158,8 @@ impl JobSpec {
             cpu_limit: self.cpu_limit,
             executable: self.executable.as_ref().map(Executable::to_wire),
             cache_files: self.cache_files.iter().map(CacheFile::to_wire).collect(),
+            keep: self.keep.as_ref().map(|keep| keep.name.clone()).unwrap_or_default(),
+            keep_output: self.keep.as_ref().is_some_and(|keep| keep.output),
             ..Default::default()
         }
     }

@@ -138,6 +138,7 @@ fn whole(file: &FileStatus, file_index: u32) -> pb::Split {
         length: file.length,
         file_length: file.length,
         file_index,
+        inode: file.inode,
         ..Default::default()
     }
 }
@@ -176,8 +177,7 @@ fn cut_block(
     while at < end {
         let rest = end - at;
         let length = if rest <= step + step / SLACK_DIVISOR { rest } else { step };
-        let path = file.path.clone();
-        let split = pb::Split { path, offset: at, length, file_length: file.length, file_index, ..Default::default() };
+        let split = pb::Split { offset: at, length, ..whole(file, file_index) };
         splits.push(PlannedSplit { split, nodes: nodes.clone(), racks: racks.clone() });
         at += length;
     }

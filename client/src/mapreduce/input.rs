@@ -144,7 +144,7 @@ pub fn feed_start(split: &pb::Split, format: InputFormat) -> u64 {
     }
 }
 
-/// The feed of a split, decompressed or not.
+/// The feed of a split.
 pub type BoxedFeed = Box<dyn Feed + Send>;
 
 /// Makes the batches of one split.
@@ -161,12 +161,19 @@ pub enum BatchReader {
     Numbers(NumberReader),
 }
 
+/// What the split's file holds, of which `feed` gives the bytes: decompressed if its name says that it is compressed.
+pub fn content_of(split: &pb::Split, format: InputFormat, feed: BoxedFeed) -> Result<BoxedFeed> {
+    Ok(match format.compression(&split.path) {
+        Some(kind) => Box::new(Decompress::new(kind, split.path.as_str().into(), feed)?),
+        None => feed,
+    })
+}
+
 impl BatchReader {
-    /// Reads `split` from a feed that starts at [`feed_start`]. `memory`: bytes that a whole file may have.
+    /// Reads `split` from its content ([`content_of`]) from [`feed_start`] on. `memory`: bytes that a whole file may have.
     pub fn new(split: &pb::Split, format: InputFormat, memory: u64, feed: impl Feed + Send + 'static) -> Result<Self> {
-        let (mut split, mut feed): (_, BoxedFeed) = (split.clone(), Box::new(feed));
-        if let Some(kind) = format.compression(&split.path) {
-            feed = Box::new(Decompress::new(kind, split.path.as_str().into(), feed)?);
+        let (mut split, feed): (_, BoxedFeed) = (split.clone(), Box::new(feed));
+        if format.compression(&split.path).is_some() {
             // The split is all of the file, however long its content is.
             (split.offset, split.length) = (0, u64::MAX / 2);
         }

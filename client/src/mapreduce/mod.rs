@@ -41,7 +41,7 @@ pub mod streaming;
 pub mod table;
 pub mod tera;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod text;
 pub mod typed;
 pub mod wordcount;
@@ -182,6 +182,8 @@ pub enum Combine {
 pub mod counter {
     /// Bytes of file input that belong to the task's split.
     pub const INPUT_BYTES: &str = "input.bytes";
+    /// Bytes of content that were found on the task's node, where a job before had kept them.
+    pub const INPUT_KEPT_BYTES: &str = "input.kept_bytes";
     /// Records of the input.
     pub const RECORDS_IN: &str = "map.records_in";
     /// Records of the input that were left out, because a mapper failed on them.

@@ -360,14 +360,14 @@ pub(crate) mod tests {
 
     #[test]
     fn compressed_and_binary_outputs_read_back() {
-        use super::super::{Compression, InputFormat};
+        use super::super::{Compression, InputFormat, input};
         let formats = [
             (OutputFormat::TEXT.compressed(Compression::Zstd), InputFormat::KeyValueText { separator: b'\t' }),
             (OutputFormat::TEXT.compressed(Compression::Gzip), InputFormat::KeyValueText { separator: b'\t' }),
             (OutputFormat::TEXT.compressed(Compression::Bzip2), InputFormat::KeyValueText { separator: b'\t' }),
             (OutputFormat::KEY_VALUE, InputFormat::KeyValue),
         ];
-        for (format, input) in formats {
+        for (format, read_as) in formats {
             let sink = MemorySink::default();
             let mut out = output(&sink, format);
             for i in 0..90_000u64 {
@@ -382,7 +382,8 @@ pub(crate) mod tests {
                 length: file.len() as u64,
                 ..Default::default()
             };
-            let mut reader = super::super::input::BatchReader::new(&split, input, 0, Once(Some(file))).unwrap();
+            let content = input::content_of(&split, read_as, Box::new(Once(Some(file)))).unwrap();
+            let mut reader = input::BatchReader::new(&split, read_as, 0, content).unwrap();
             let mut next = 0u64;
             while let Some(batch) = reader.next().unwrap() {
                 for record in batch.records() {

@@ -341,6 +341,7 @@ impl Owner {
         }
         self.stop_hung(now_ms);
         self.measure(now_ms);
+        self.expire_kept(now_ms).await;
         self.expire_logs(now_ms).await;
     }
 }

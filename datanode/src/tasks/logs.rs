@@ -12,6 +12,7 @@ use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::account::Account;
 use super::job::{check_job_id, file_name, unknown_job};
+use super::kept::KEPT;
 
 /// Folder of what jobs brought along, beside those of jobs: no job has a name that starts with a dot.
 pub const CACHE: &str = ".cache";
@@ -93,7 +94,7 @@ pub fn remove_all_but_logs(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
 /// Removes logs of jobs that are not `active`: those older than `keep_ms`, and the oldest beyond a number.
 pub fn expire(fs: &dyn Fs, root: &Path, active: &[String], now_wall_ms: u64, keep_ms: u64) -> std::io::Result<()> {
     let mut kept = Vec::new();
-    let over = |name: &String| name != CACHE && !active.contains(name);
+    let over = |name: &String| name != CACHE && name != KEPT && !active.contains(name);
     for entry in fs.read_dir(root)?.into_iter().filter(|entry| over(&entry.name)) {
         let dir = root.join(&entry.name);
         match owner_of(fs, &dir) {

@@ -11,7 +11,7 @@
 //! (`drivers`).
 //!
 //! Folders, all under `<dir>/jobs/<job>/` (0700; `<dir>.jobs/<job>/` where tasks run as another user, `account`): `out/` finished map outputs ([`cairn_proto::mapoutput`]), `work/` one folder per running attempt,
-//! `log/` standard error per attempt, kept for a day after the job (`logs`).
+//! `log/` standard error per attempt, kept for a day after the job (`logs`). What several jobs share is beside those folders (`kept`).
 //!
 //! # Consistency
 //! A map output appears in `out/` by a rename, after its task succeeded; attempts never share a name. A call with an epoch older than the newest
@@ -29,6 +29,7 @@ mod cgroup;
 mod drivers;
 mod ending;
 mod job;
+mod kept;
 mod listing;
 mod log;
 mod logs;
@@ -94,6 +95,8 @@ pub struct TaskSettings {
     pub cgroups: bool,
     /// As whom tasks run, if this process is root; `None`: as this process.
     pub task_user: Option<String>,
+    /// Bytes that jobs may keep for the jobs after them.
+    pub kept_bytes: u64,
 }
 
 impl TaskSettings {
@@ -114,6 +117,7 @@ impl TaskSettings {
             disk_reserve: 64 << 20,
             cgroups: false,
             task_user: None,
+            kept_bytes: 1 << 30,
         }
     }
 }
@@ -153,9 +157,12 @@ impl Executor {
             let Some(account) = account else { return Ok(()) };
             Account::let_pass(&dir)?;
             // Workers fill it.
-            let cache = dir.join(logs::CACHE);
-            fs.create_dir_all(&cache)?;
-            account.give(&cache)
+            for folder in [logs::CACHE, kept::KEPT] {
+                let folder = dir.join(folder);
+                fs.create_dir_all(&folder)?;
+                account.give(&folder)?;
+            }
+            Ok(())
         });
         prepared.await.map_err(|error| Error::io(format!("cannot prepare {}", root.display()), &error))?;
         let (events, receiver) = mpsc::channel(256);

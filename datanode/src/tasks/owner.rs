@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::account::Account;
 use super::cgroup::Groups;
 use super::job::{Doom, Job, Watcher, Worker, check_job_id, key_of, text_of, unknown_job};
+use super::kept::{self, Kept};
 use super::logs;
 use super::outputs::JobOutputs;
 use super::share::{FairShare, MAX_PRIORITY};
@@ -82,6 +83,11 @@ pub enum Event {
         request: pb::StartDriverRequest,
         reply: Reply<pb::StartDriverResponse>,
     },
+    Release {
+        user: String,
+        request: pb::ReleaseKeptRequest,
+        reply: Reply<pb::ReleaseKeptResponse>,
+    },
     DriverExited {
         job_id: String,
         how: String,
@@ -124,6 +130,7 @@ pub struct Owner {
     /// Detached drivers: leaders of their process groups, by job.
     pub(super) drivers: BTreeMap<String, u32>,
     pub(super) ended: VecDeque<(String, u64)>,
+    pub(super) kept: Kept,
     pub(super) stopping: Option<oneshot::Sender<()>>,
     /// When work folders were last measured; a measurement is under way.
     pub(super) measured_ms: u64,
@@ -166,6 +173,7 @@ impl Owner {
             next_worker: 0,
             drivers: BTreeMap::new(),
             ended: VecDeque::new(),
+            kept: Kept::default(),
             stopping: None,
             measured_ms: 0,
             measuring: false,
@@ -187,7 +195,7 @@ impl Owner {
                     Some(event) => self.apply(event).await,
                     None => break,
                 },
-                () = self.env.clock.sleep(self.until_next_look(wait)), if !self.jobs.is_empty() => {}
+                () = self.env.clock.sleep(self.until_next_look(wait)), if !self.jobs.is_empty() || !self.kept.is_empty() => {}
             }
             let now_ms = self.env.clock.mono_ms();
             if now_ms.saturating_sub(sampled_ms) >= interval.as_millis() as u64 {
@@ -235,6 +243,9 @@ impl Owner {
             }
             Event::StartDriver { user, request, reply } => {
                 let _ = reply.send(self.start_driver(&user, &request).await);
+            }
+            Event::Release { user, request, reply } => {
+                let _ = reply.send(self.release_kept(&user, &request.keep).await);
             }
             Event::DriverExited { job_id, how } => self.driver_exited(&job_id, &how),
             Event::Disk { work, free } => self.measured(&work, free),
@@ -300,6 +311,7 @@ impl Owner {
             self.share.add(&job_id, &user, description.priority, now_ms);
             self.jobs.insert(job_id.clone(), Job::new(description, user, request.epoch, dir, now_ms));
         }
+        let kept = self.kept_for(&job_id).await?;
         let (held, running) = self.holdings(&job_id);
         Ok(pb::RegisterJobResponse {
             node_id: self.name.node_id.clone(),
@@ -308,7 +320,53 @@ impl Owner {
             lease_ms: self.jobs.get(&job_id).map_or(0, |job| job.lease_ms(self.settings.lease_ms)),
             held,
             running,
+            kept,
         })
+    }
+
+    /// What earlier jobs have kept for this one, in the folder that is made for it if it is the first.
+    async fn kept_for(&mut self, job_id: &str) -> Result<Vec<pb::KeptContent>> {
+        let Some(job) = self.jobs.get(job_id).filter(|job| !job.description.keep.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let dir = self.kept.folder(&self.root, &job.user, &job.description.keep, self.env.clock.mono_ms());
+        let (fs, account, shown) = (Arc::clone(&self.env.fs), self.account, text_of(&dir));
+        let listed = self.env.work.io(move || {
+            kept::make(&*fs, &dir, account)?;
+            Ok(kept::list(&*fs, &dir))
+        });
+        listed.await.map_err(|error: std::io::Error| Error::io(format!("cannot make {shown}"), &error))
+    }
+
+    fn keeps(&self, user: &str, keep: &str) -> bool {
+        self.jobs.values().any(|job| job.user == user && job.description.keep == keep)
+    }
+
+    async fn release_kept(&mut self, user: &str, keep: &str) -> Result<pb::ReleaseKeptResponse> {
+        if self.keeps(user, keep) {
+            let text = format!("a job that uses what is kept as {keep} runs on {}", self.name.host);
+            return Err(Error::new(ErrorCode::Busy, text).with_subject(keep));
+        }
+        let released = self.kept.release(user, keep);
+        self.remove_kept(released.into_iter().collect()).await;
+        Ok(pb::ReleaseKeptResponse {})
+    }
+
+    /// Removes what no job has used for a while.
+    pub(super) async fn expire_kept(&mut self, now_ms: u64) {
+        let mut kept = std::mem::take(&mut self.kept);
+        let over = kept.expire(now_ms, |user, keep| self.keeps(user, keep));
+        self.kept = kept;
+        self.remove_kept(over).await;
+    }
+
+    async fn remove_kept(&self, dirs: Vec<PathBuf>) {
+        for dir in dirs {
+            let (fs, shown) = (Arc::clone(&self.env.fs), text_of(&dir));
+            if let Err(error) = self.env.work.io(move || fs.remove_dir_all(&dir)).await {
+                tracing::warn!(dir = shown, %error, "cannot remove what jobs have kept");
+            }
+        }
     }
 
     /// What a driver that takes over finds here: maps whose outputs are kept, attempts that run.
@@ -458,6 +516,7 @@ fn check_description(description: &pb::JobDescription) -> Result<()> {
         let text = format!("a memory limit of {} bytes is less than {MIN_MEMORY}", description.memory_limit);
         return Err(Error::new(ErrorCode::InvalidArgument, text));
     }
+    kept::check_name(&description.keep)?;
     if description.lease_ms > MAX_LEASE_MS {
         let text = format!("a lease of {} ms is longer than a week", description.lease_ms);
         return Err(Error::new(ErrorCode::InvalidArgument, text));

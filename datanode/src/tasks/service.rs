@@ -114,4 +114,13 @@ impl Tasks for TasksService {
         let request = request.into_inner();
         self.ask(|reply| Event::StartDriver { user, request, reply }).await
     }
+
+    async fn release_kept(
+        &self,
+        request: Request<pb::ReleaseKeptRequest>,
+    ) -> Result<Response<pb::ReleaseKeptResponse>, Status> {
+        let user = user_of(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Event::Release { user, request, reply }).await
+    }
 }

@@ -108,6 +108,8 @@ impl Owner {
             host: self.name.host.clone(),
             rack: self.name.rack.clone(),
             cache_dir: text_of(&self.root.join(CACHE)),
+            kept_dir: self.kept.find(&job.user, &job.description.keep).map(text_of).unwrap_or_default(),
+            kept_bytes: self.settings.kept_bytes,
         };
         self.next_worker += 1;
         let number = self.next_worker;

@@ -58,6 +58,18 @@ impl Fixture {
         self.ask(|reply| Event::Register { user: user.into(), request, reply }).await
     }
 
+    async fn register_keeping(&self, user: &str, job_id: &str) -> pb::RegisterJobResponse {
+        let (job_id, keep) = (job_id.into(), "g".into());
+        let job = pb::JobDescription { job_id, keep, memory_limit: 64 << 20, ..Default::default() };
+        let request = pb::RegisterJobRequest { epoch: 1, job: Some(job) };
+        self.ask(|reply| Event::Register { user: user.into(), request, reply }).await.unwrap()
+    }
+
+    async fn release(&self, user: &str) -> Result<pb::ReleaseKeptResponse> {
+        let request = pb::ReleaseKeptRequest { keep: "g".into() };
+        self.ask(|reply| Event::Release { user: user.into(), request, reply }).await
+    }
+
     async fn start(&self, index: u32, epoch: u64) -> Result<pb::StartTaskResponse> {
         let task = pb::TaskSpec { id: Some(pb::TaskId { index, ..Default::default() }), ..Default::default() };
         let request = pb::StartTaskRequest { job_id: "j".into(), epoch, task: Some(task), backlog: 0 };
@@ -462,4 +474,28 @@ async fn beyond_loopback_jobs_need_leave() {
     let error = fixture.register("ann", "j", 1).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::PermissionDenied);
     assert!(error.message().contains("--allow-jobs"), "{error}");
+}
+
+#[tokio::test]
+async fn what_jobs_keep_is_for_jobs_of_the_same_user_until_it_is_released() {
+    let it = executor("cat", |_| {}).await;
+    assert!(it.register_keeping("ann", "j").await.kept.is_empty());
+    let folder = it.dir.path().join("jobs/.kept/1");
+    for name in ["5.1.64.a.20.raw", "aside-1"] {
+        SystemFs.open(&folder.join(name), OpenMode::Create).unwrap();
+    }
+    let kept = pb::KeptContent { inode: 5, offset: 10, length: 32 };
+    assert_eq!(it.register_keeping("ann", "j2").await.kept, [kept]);
+    assert!(it.register_keeping("bob", "j3").await.kept.is_empty());
+    assert_eq!(it.release("ann").await.unwrap_err().code(), ErrorCode::Busy);
+    it.release("carol").await.unwrap();
+    for job_id in ["j", "j2"] {
+        let request = pb::EndJobRequest { job_id: job_id.into(), epoch: 1 };
+        it.ask(|reply| Event::End { user: "ann".into(), request, reply }).await.unwrap();
+    }
+    assert!(folder.exists());
+    it.release("ann").await.unwrap();
+    assert!(!folder.exists() && it.dir.path().join("jobs/.kept/2").exists(), "it was ann's, not bob's");
+    assert!(it.register_keeping("ann", "j4").await.kept.is_empty());
+    it.executor.stop().await;
 }

@@ -1,6 +1,8 @@
 //! Placement: which waiting task gets which free slot.
 
-use cairn_proto::pb::TaskKind;
+use std::collections::HashMap;
+
+use cairn_proto::pb::{self, TaskKind};
 
 use super::nodes::Node;
 use super::{Assignment, Attempt, Scheduler, Standing, State, Task, key_of, task_id};
@@ -101,12 +103,49 @@ impl Scheduler {
         self.nodes.iter().filter(move |(_, node)| node.is_free(now_ms))
     }
 
-    /// Of the maps that a free node could run beside their block the one with the fewest places to choose from, on the least busy of them.
+    /// A node keeps content of files: that is as near as a block.
+    pub fn keeps(&mut self, node_id: &str, kept: &[pb::KeptContent]) {
+        let mut by_inode: HashMap<u64, Vec<std::ops::Range<u64>>> = HashMap::new();
+        for part in kept {
+            by_inode.entry(part.inode).or_default().push(part.offset..part.offset.saturating_add(part.length));
+        }
+        for index in 0..self.maps.len() as u32 {
+            let Some(task) = self.maps.get_mut(index as usize) else { continue };
+            let Some(planned) = &mut task.split else { continue };
+            let parts = by_inode.get(&planned.split.inode);
+            if !parts.is_some_and(|parts| parts.iter().any(|part| part.contains(&planned.split.offset))) {
+                continue;
+            }
+            task.kept_on.insert(node_id.to_owned());
+            if !planned.nodes.iter().any(|node| node == node_id) {
+                planned.nodes.push(node_id.to_owned());
+                if self.due.contains(&(TaskKind::Map, index))
+                    && let Some(node) = self.nodes.get_mut(node_id)
+                {
+                    node.local.insert(index);
+                }
+            }
+        }
+    }
+
+    /// Is there another node for it that keeps its content, and that is worth waiting for?
+    fn is_kept_elsewhere(&self, task: &Task, id: &str, now_ms: u64) -> bool {
+        let worth = |other: &String| {
+            self.nodes.get(other).is_some_and(|node| node.is_trusted_soon(now_ms, 0)) && self.allowed(task, other)
+        };
+        !task.kept_on.contains(id) && task.kept_on.iter().any(worth)
+    }
+
+    /// Of the maps that a free node could run beside their block the one with the fewest places to choose from, on the least busy of them. One whose content is
+    /// kept waits for a node that keeps it as long as one would wait for a node with its block.
     fn next_local(&self, now_ms: u64) -> Option<Assignment> {
         let mut best: Option<(usize, u32, u32, &str)> = None;
+        let waits = self.idle_since_ms.is_none_or(|since| now_ms < since + RACK_DELAY_MS);
         for (id, node) in self.free_nodes(now_ms) {
-            for index in node.local.iter().take(COMPARED) {
-                let Some(task) = self.maps.get(*index as usize).filter(|task| self.allowed(task, id)) else { continue };
+            let tasks = node.local.iter().filter_map(|index| Some((index, self.maps.get(*index as usize)?)));
+            let fitting = tasks
+                .filter(|(_, task)| self.allowed(task, id) && !(waits && self.is_kept_elsewhere(task, id, now_ms)));
+            for (index, task) in fitting.take(COMPARED) {
                 let usable = |other: &&String| {
                     self.nodes.get(*other).is_some_and(|node| node.is_free(now_ms)) && self.allowed(task, other)
                 };

@@ -106,6 +106,8 @@ struct Task {
     failures: u32,
     losses: u32,
     failed_on: BTreeSet<String>,
+    /// Nodes that keep the content of its split.
+    kept_on: BTreeSet<String>,
     /// Nodes that miss something that it needs.
     missing_on: u32,
     poison: Poison,
@@ -212,7 +214,8 @@ impl Task {
     fn new(split: Option<PlannedSplit>, first_attempt: u32) -> Self {
         let (failures, losses, failed_on, missing_on) = (0, 0, BTreeSet::new(), 0);
         let (state, poison) = (State::Waiting, Poison::default());
-        Self { state, split, next_attempt: first_attempt, failures, losses, failed_on, missing_on, poison }
+        let kept_on = BTreeSet::new();
+        Self { state, split, next_attempt: first_attempt, failures, losses, failed_on, kept_on, missing_on, poison }
     }
 
     fn attempt(&self) -> Option<&Attempt> {

@@ -52,6 +52,56 @@ fn locality_is_given_up_step_by_step() {
     assert_eq!(place(scheduler.assign(ANY_DELAY_MS)), [("n1".into(), Some(Locality::Remote))]);
 }
 
+/// Splits of three files on all of three nodes.
+fn kept(inode: u64, offset: u64) -> pb::KeptContent {
+    pb::KeptContent { inode, offset, length: 100 }
+}
+
+#[test]
+fn maps_run_where_their_content_is_kept() {
+    let of = |inode: u64, offset: u64| {
+        let planned = split(&[0, 1], 1);
+        PlannedSplit { split: pb::Split { inode, offset, length: 50, ..planned.split }, ..planned }
+    };
+    let splits = vec![of(7, 0), of(7, 50), of(8, 0), of(9, 0)];
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), splits, nodes(3, 1, 2));
+    scheduler.keeps("n2", &[kept(7, 0)]);
+    scheduler.keeps("n1", &[kept(8, 0), kept(9, 1)]);
+    let place = |started: Vec<Assignment>| {
+        let mut places: Vec<_> = started.into_iter().map(|one| (one.task.index, one.node, one.locality)).collect();
+        places.sort();
+        places
+    };
+    let node = |index, name: &str| (index, name.to_owned(), Some(Locality::Node));
+    let started = place(scheduler.assign(0));
+    assert_eq!(
+        started[..3],
+        [node(0, "n2"), node(1, "n2"), node(2, "n1")],
+        "the last one is not kept: its start is missing"
+    );
+    assert_eq!(started.len(), 4);
+}
+
+#[test]
+fn a_map_does_not_wait_for_long_where_its_content_is_kept() {
+    let of = |inode: u64| {
+        let planned = split(&[0, 1], 1);
+        PlannedSplit { split: pb::Split { inode, length: 50, ..planned.split }, ..planned }
+    };
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![of(7), of(8)], nodes(2, 1, 1));
+    scheduler.keeps("n1", &[kept(7, 0), kept(8, 0)]);
+    let started = scheduler.assign(0);
+    assert_eq!((started.len(), &*started[0].node), (1, "n1"));
+    assert!(scheduler.assign(RACK_DELAY_MS - 1).is_empty());
+    let second = scheduler.assign(RACK_DELAY_MS);
+    assert_eq!((second.len(), &*second[0].node), (1, "n0"));
+    // A node that cannot be reached is not waited for.
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![of(7)], nodes(2, 1, 1));
+    scheduler.keeps("n1", &[kept(7, 0)]);
+    scheduler.node_lost("n1", &Error::new(ErrorCode::Unreachable, "gone"), 0);
+    assert_eq!(scheduler.assign(0)[0].node, "n0");
+}
+
 #[test]
 fn a_block_without_live_nodes_waits_for_nothing() {
     let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![split(&[9], 1)], nodes(1, 1, 1));

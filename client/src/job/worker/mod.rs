@@ -12,6 +12,8 @@
 //! A task's buffers are shares of the job's limit ([`Shares`]); readers and writers of files have fixed windows.
 
 mod cache;
+mod content;
+mod kept;
 mod map;
 mod orders;
 mod output;
@@ -39,6 +41,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::OnceCell;
 
 use cache::NodeCache;
+use kept::Kept;
 use orders::{Inbox, Orders, next_order, out_of_turn};
 
 use crate::fs::{ClientSettings, FileSystem};
@@ -188,6 +191,8 @@ struct Context {
     files: OnceCell<FileSystem>,
     /// Local paths of the job's cache files, once they are there.
     cached: OnceCell<Arc<BTreeMap<String, PathBuf>>>,
+    /// Where content is kept for later jobs, if this one has such.
+    kept: Option<Kept>,
 }
 
 impl Context {
@@ -196,8 +201,10 @@ impl Context {
         let properties: BTreeMap<String, String> = job.properties.clone().into_iter().collect();
         let program = make(&job.kind, &properties, job.reducers)?;
         let shares = Shares::of(job.memory_limit);
+        let env = Env::system();
         Ok(Self {
-            env: Env::system(),
+            kept: Kept::of(&env, &place),
+            env,
             program: program.into(),
             properties: Arc::new(properties),
             shares,
@@ -281,6 +288,8 @@ impl Context {
 #[derive(Default)]
 struct Progress {
     bytes: AtomicU64,
+    /// Of those, the bytes that were kept on this node by an earlier job.
+    kept: AtomicU64,
     records: AtomicU64,
 }
 

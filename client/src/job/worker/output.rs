@@ -1,12 +1,15 @@
 //! The files that a task writes: pieces come from the computing thread, files go to the cluster.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use bytes::Bytes;
 use cairn_proto::path::{join, split_last};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::mpsc;
 
+use super::kept::{Keeper, Kept};
 use super::{Context, PIECES};
-use crate::fs::{CreateOptions, FileSystem, FileWriter};
+use crate::fs::{CreateOptions, FileStatus, FileSystem, FileWriter};
 use crate::mapreduce::output::{OutputNames, OutputSink};
 use crate::mapreduce::{Output, Program, TaskKind, UserCounters};
 
@@ -17,6 +20,27 @@ enum Piece {
 
 struct Sink {
     pieces: mpsc::Sender<Piece>,
+    copies: Option<Copies>,
+}
+
+/// What is kept of the files for the next stage, in the order in which they are opened.
+#[derive(Clone)]
+struct Copies {
+    kept: Kept,
+    keepers: Arc<Mutex<Vec<Keeper>>>,
+}
+
+impl Copies {
+    fn keepers(&self) -> MutexGuard<'_, Vec<Keeper>> {
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files are complete.
+    fn finish(&self, files: &[FileStatus]) {
+        for (keeper, file) in self.keepers().drain(..).zip(files) {
+            keeper.finish(file, 0, false, true);
+        }
+    }
 }
 
 impl Sink {
@@ -28,10 +52,17 @@ impl Sink {
 
 impl OutputSink for Sink {
     fn open(&mut self, attempt_name: &str) -> Result<()> {
+        if let Some(copies) = &self.copies {
+            let keeper = copies.kept.keeper();
+            copies.keepers().push(keeper);
+        }
         self.send(Piece::Open(attempt_name.to_owned()))
     }
 
     fn write(&mut self, file: usize, piece: Bytes) -> Result<()> {
+        if let Some(keeper) = self.copies.as_ref().map(Copies::keepers).as_mut().and_then(|all| all.get_mut(file)) {
+            keeper.push(&piece);
+        }
         self.send(Piece::Bytes(file, piece))
     }
 }
@@ -61,8 +92,11 @@ impl Context {
         self.env.entropy.fill(&mut seed);
         let names = OutputNames::new(kind, id.index, id.attempt, u128::from_le_bytes(seed));
         let (format, watcher, user) = (program.output(), user.clone(), user.clone());
+        let kept = self.kept.clone().filter(|_| self.job.keep_output);
+        let copies = kept.map(|kept| Copies { kept, keepers: Arc::default() });
+        let filled = copies.clone();
         let computed = self.env.work.io(move || {
-            let sink = Box::new(Sink { pieces: sender });
+            let sink = Box::new(Sink { pieces: sender, copies: filled });
             compute(Output::new(sink, format, names, user)?)
         });
         let written = async {
@@ -80,7 +114,13 @@ impl Context {
         // Both come to their ends; the writer's error is the cause of the computation's.
         let (written, computed) = tokio::join!(written, computed);
         match written.and(computed) {
-            Ok(result) => files.close().await.map(|()| result),
+            Ok(result) => {
+                let closed = files.close().await?;
+                if let Some(copies) = copies {
+                    self.env.work.io(move || copies.finish(&closed)).await;
+                }
+                Ok(result)
+            }
             Err(error) => {
                 files.abort().await;
                 Err(error)
@@ -111,9 +151,9 @@ impl Files {
         }
     }
 
-    async fn close(mut self) -> Result<()> {
+    async fn close(mut self) -> Result<Vec<FileStatus>> {
         let closing = self.writers.drain(..).map(FileWriter::close);
-        futures_util::future::join_all(closing).await.into_iter().try_for_each(|closed| closed.map(drop))
+        futures_util::future::join_all(closing).await.into_iter().collect()
     }
 
     /// What cannot be removed now goes with the staging folder.
