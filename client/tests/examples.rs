@@ -8,6 +8,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -349,13 +350,18 @@ async fn kmeans_finds_its_points_where_an_iteration_before_has_kept_them() {
     check(&examples, "/forgetful").await;
 
     // Compressed input is kept as what it holds.
-    let packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
-    let options = CreateOptions { replication: 2, create_parents: true, ..CreateOptions::default() };
-    examples.cluster.write("/packed/points.zst", packed.into(), options).await;
-    let told = examples.run("kmeans", &[&namenode, "/packed", "/unpacked", "3", &iterations]).await;
-    check(&examples, "/unpacked").await;
-    let kept = kept_bytes(&told);
-    assert!(kept > all / 2, "{kept} bytes of {all} were kept");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(text.as_bytes()).unwrap();
+    let packed = [("zst", zstd::encode_all(text.as_bytes(), 1).unwrap()), ("gz", gzip.finish().unwrap())];
+    for (extension, bytes) in packed {
+        let (folder, output) = (format!("/packed-{extension}"), format!("/unpacked-{extension}"));
+        let options = CreateOptions { replication: 2, create_parents: true, ..CreateOptions::default() };
+        examples.cluster.write(&format!("{folder}/points.{extension}"), bytes.into(), options).await;
+        let told = examples.run("kmeans", &[&namenode, &folder, &output, "3", &iterations]).await;
+        check(&examples, &output).await;
+        let kept = kept_bytes(&told);
+        assert!(kept > all / 2, "{extension}: {kept} bytes of {all} were kept");
+    }
     examples.fails("kmeans", &[&namenode, "/points", "/bad", "0", "1"]).await;
     examples.cluster.stop().await;
 }

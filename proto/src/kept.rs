@@ -16,8 +16,6 @@ use std::fmt;
 pub const CHUNK_HEADER_BYTES: usize = 8;
 /// Longest data of a chunk.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
-/// What file names start with while they are written.
-pub const ASIDE: &str = "aside-";
 
 /// What a file of kept content holds. Its text form is the file's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +56,11 @@ impl KeptName {
     pub fn end(&self) -> u64 {
         self.start + self.bytes
     }
+}
+
+/// What the names start with of files that a process is writing.
+pub fn aside_prefix(pid: u32) -> String {
+    format!("aside-{pid}-")
 }
 
 impl fmt::Display for KeptName {

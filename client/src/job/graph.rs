@@ -333,7 +333,10 @@ impl Turn<'_> {
         if self.stage.temporary && spec.output_replication == 0 {
             spec.output_replication = HANDED_ON_REPLICATION;
         }
-        spec.keep = spec.keep.or_else(|| self.keep.clone());
+        if let Some(mut keep) = self.keep.clone().filter(|_| spec.keep.is_none()) {
+            keep.inputs.retain(|input| spec.inputs.contains(input));
+            spec.keep = Some(keep);
+        }
         spec
     }
 }

@@ -192,10 +192,11 @@ impl JobSpec {
         if self.split_bytes != 0 && self.split_bytes < 4096 {
             return refuse(format!("splits of {} bytes are too small: at least 4096", self.split_bytes));
         }
-        if let Some(id) = &self.id {
+        let keep = self.keep.as_ref().map(|keep| &keep.name);
+        for (what, name) in [("job id", self.id.as_ref()), ("the name of what is kept,", keep)] {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            if !(1..=64).contains(&id.len()) || !id.bytes().all(plain) {
-                return refuse(format!("job id {id:?} is not 1 to 64 letters, digits, '-' and '_'"));
+            if let Some(name) = name.filter(|name| !(1..=64).contains(&name.len()) || !name.bytes().all(plain)) {
+                return refuse(format!("{what} {name:?} is not 1 to 64 letters, digits, '-' and '_'"));
             }
         }
         if !(1..=MAX_PRIORITY).contains(&self.priority) {

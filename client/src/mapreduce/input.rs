@@ -415,7 +415,7 @@ mod tests {
         {
             let split = pb::Split { path: "/f.gz".into(), length: file.len() as u64, ..Default::default() };
             assert_eq!((feed_start(&split, format), format.is_splittable("/f.gz")), (0, false));
-            let feed = Pieces::of(&file, 1_000);
+            let feed = content_of(&split, format, Box::new(Pieces::of(&file, 1_000))).unwrap();
             let mut reader = BatchReader::new(&split, format, 1_000, feed).unwrap();
             let mut found = 0;
             while let Some(batch) = reader.next().unwrap() {

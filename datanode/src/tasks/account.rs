@@ -44,6 +44,11 @@ impl Account {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
     }
 
+    /// Others may see what is in a folder.
+    pub fn let_list(dir: &Path) -> std::io::Result<()> {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+    }
+
     /// The folder becomes the user's.
     pub fn give(self, dir: &Path) -> std::io::Result<()> {
         chown(dir, Some(self.uid), Some(self.gid))

@@ -117,6 +117,7 @@ impl Owner {
         let Some(worker) = self.workers.remove(&number) else { return };
         // Whatever the worker left in its group goes with it.
         worker.bury();
+        self.remove_aside(&worker.job_id, worker.handle.pid).await;
         let tail = worker.handle.log.tail();
         let ran_out = worker.group.as_ref().is_some_and(Group::ran_out);
         if let Some(running) = worker.running {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cairn_common::durable::Fs;
-use cairn_proto::kept::KeptName;
+use cairn_proto::kept::{KeptName, aside_prefix};
 use cairn_proto::{Error, ErrorCode, Result, pb};
 
 use super::account::Account;
@@ -87,6 +87,17 @@ pub fn make(fs: &dyn Fs, dir: &Path, account: Option<Account>) -> std::io::Resul
     fs.create_dir_all(dir)?;
     fs.restrict(dir)?;
     account.map_or(Ok(()), |account| account.give(dir))
+}
+
+/// Removes what a worker that is gone was writing.
+pub fn remove_aside(fs: &dyn Fs, dir: &Path, pid: u32) {
+    let prefix = aside_prefix(pid);
+    for entry in fs.read_dir(dir).unwrap_or_default() {
+        if entry.name.starts_with(&prefix) {
+            // Else it goes with the folder.
+            let _ = fs.remove_file(&dir.join(&entry.name));
+        }
+    }
 }
 
 /// What a folder holds.

@@ -156,13 +156,13 @@ impl Executor {
             logs::prepare(&fs, &dir, wall_ms, keep_ms)?;
             let Some(account) = account else { return Ok(()) };
             Account::let_pass(&dir)?;
-            // Workers fill it.
-            for folder in [logs::CACHE, kept::KEPT] {
-                let folder = dir.join(folder);
-                fs.create_dir_all(&folder)?;
-                account.give(&folder)?;
-            }
-            Ok(())
+            // Workers fill them.
+            let (cache, kept) = (dir.join(logs::CACHE), dir.join(kept::KEPT));
+            fs.create_dir_all(&cache)?;
+            account.give(&cache)?;
+            // Only what is in its folders is theirs.
+            fs.create_dir_all(&kept)?;
+            Account::let_list(&kept)
         });
         prepared.await.map_err(|error| Error::io(format!("cannot prepare {}", root.display()), &error))?;
         let (events, receiver) = mpsc::channel(256);

@@ -311,7 +311,7 @@ impl Owner {
             self.share.add(&job_id, &user, description.priority, now_ms);
             self.jobs.insert(job_id.clone(), Job::new(description, user, request.epoch, dir, now_ms));
         }
-        let kept = self.kept_for(&job_id).await?;
+        let kept = self.kept_for(&job_id).await;
         let (held, running) = self.holdings(&job_id);
         Ok(pb::RegisterJobResponse {
             node_id: self.name.node_id.clone(),
@@ -325,17 +325,29 @@ impl Owner {
     }
 
     /// What earlier jobs have kept for this one, in the folder that is made for it if it is the first.
-    async fn kept_for(&mut self, job_id: &str) -> Result<Vec<pb::KeptContent>> {
+    async fn kept_for(&mut self, job_id: &str) -> Vec<pb::KeptContent> {
         let Some(job) = self.jobs.get(job_id).filter(|job| !job.description.keep.is_empty()) else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
         let dir = self.kept.folder(&self.root, &job.user, &job.description.keep, self.env.clock.mono_ms());
         let (fs, account, shown) = (Arc::clone(&self.env.fs), self.account, text_of(&dir));
         let listed = self.env.work.io(move || {
             kept::make(&*fs, &dir, account)?;
-            Ok(kept::list(&*fs, &dir))
+            Ok::<_, std::io::Error>(kept::list(&*fs, &dir))
         });
-        listed.await.map_err(|error: std::io::Error| Error::io(format!("cannot make {shown}"), &error))
+        listed.await.unwrap_or_else(|error| {
+            // Workers that do not find it keep nothing.
+            tracing::warn!(dir = shown, %error, "jobs cannot keep content here");
+            Vec::new()
+        })
+    }
+
+    /// What a worker was keeping when it ended.
+    pub(super) async fn remove_aside(&self, job_id: &str, pid: u32) {
+        let job = self.jobs.get(job_id);
+        let Some(dir) = job.and_then(|job| self.kept.find(&job.user, &job.description.keep)) else { return };
+        let (fs, dir) = (Arc::clone(&self.env.fs), dir.to_owned());
+        self.env.work.io(move || kept::remove_aside(&*fs, &dir, pid)).await;
     }
 
     fn keeps(&self, user: &str, keep: &str) -> bool {

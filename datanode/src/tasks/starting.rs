@@ -110,6 +110,7 @@ impl Owner {
             cache_dir: text_of(&self.root.join(CACHE)),
             kept_dir: self.kept.find(&job.user, &job.description.keep).map(text_of).unwrap_or_default(),
             kept_bytes: self.settings.kept_bytes,
+            disk_reserve: self.settings.disk_reserve,
         };
         self.next_worker += 1;
         let number = self.next_worker;

@@ -481,7 +481,7 @@ async fn what_jobs_keep_is_for_jobs_of_the_same_user_until_it_is_released() {
     let it = executor("cat", |_| {}).await;
     assert!(it.register_keeping("ann", "j").await.kept.is_empty());
     let folder = it.dir.path().join("jobs/.kept/1");
-    for name in ["5.1.64.a.20.raw", "aside-1"] {
+    for name in ["5.1.64.a.20.raw", "aside-1-0"] {
         SystemFs.open(&folder.join(name), OpenMode::Create).unwrap();
     }
     let kept = pb::KeptContent { inode: 5, offset: 10, length: 32 };

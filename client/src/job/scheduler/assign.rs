@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cairn_proto::pb::{self, TaskKind};
 
-use super::nodes::Node;
+use super::nodes::{Asking, Node};
 use super::{Assignment, Attempt, Scheduler, Standing, State, Task, key_of, task_id};
 use crate::job::report::Locality;
 
@@ -15,6 +15,8 @@ pub const RACK_DELAY_MS: u64 = 400;
 pub const ANY_DELAY_MS: u64 = 800;
 /// Maps of a node that are compared to find the pickiest; with more of them any is as good.
 const COMPARED: usize = 32;
+/// And looked at, if most of them have their content kept elsewhere.
+const SEEN: usize = 1_024;
 
 impl Scheduler {
     /// Gives free slots to waiting tasks.
@@ -112,8 +114,10 @@ impl Scheduler {
         for index in 0..self.maps.len() as u32 {
             let Some(task) = self.maps.get_mut(index as usize) else { continue };
             let Some(planned) = &mut task.split else { continue };
+            // At its edges there may be some of a neighbour's content.
+            let middle = planned.split.offset + planned.split.length / 2;
             let parts = by_inode.get(&planned.split.inode);
-            if !parts.is_some_and(|parts| parts.iter().any(|part| part.contains(&planned.split.offset))) {
+            if !parts.is_some_and(|parts| parts.iter().any(|part| part.contains(&middle))) {
                 continue;
             }
             task.kept_on.insert(node_id.to_owned());
@@ -128,37 +132,50 @@ impl Scheduler {
         }
     }
 
-    /// Is there another node for it that keeps its content, and that is worth waiting for?
+    /// Is there another node for it that keeps its content, and where the job gets slots?
     fn is_kept_elsewhere(&self, task: &Task, id: &str, now_ms: u64) -> bool {
-        let worth = |other: &String| {
-            self.nodes.get(other).is_some_and(|node| node.is_trusted_soon(now_ms, 0)) && self.allowed(task, other)
-        };
+        let gets_slots =
+            |node: &Node| node.is_trusted_soon(now_ms, 0) && !matches!(node.asking, Asking::Waiting { .. });
+        let worth = |other: &String| self.nodes.get(other).is_some_and(gets_slots) && self.allowed(task, other);
         !task.kept_on.contains(id) && task.kept_on.iter().any(worth)
     }
 
-    /// Of the maps that a free node could run beside their block the one with the fewest places to choose from, on the least busy of them. One whose content is
-    /// kept waits for a node that keeps it as long as one would wait for a node with its block.
-    fn next_local(&self, now_ms: u64) -> Option<Assignment> {
-        let mut best: Option<(usize, u32, u32, &str)> = None;
-        let waits = self.idle_since_ms.is_none_or(|since| now_ms < since + RACK_DELAY_MS);
+    /// Of the maps that a free node could run beside their block the one with the fewest places to choose from, on the least busy of them. Maps whose content is
+    /// kept on other nodes come last, and not at all for a while from the first time on that a slot could be had for one.
+    fn next_local(&mut self, now_ms: u64) -> Option<Assignment> {
+        let mut best: Option<(bool, usize, u32, u32, &str)> = None;
+        let holds_back = self.held_back_since_ms.is_none_or(|since| now_ms < since + RACK_DELAY_MS);
+        let mut held_back = false;
         for (id, node) in self.free_nodes(now_ms) {
-            let tasks = node.local.iter().filter_map(|index| Some((index, self.maps.get(*index as usize)?)));
-            let fitting = tasks
-                .filter(|(_, task)| self.allowed(task, id) && !(waits && self.is_kept_elsewhere(task, id, now_ms)));
-            for (index, task) in fitting.take(COMPARED) {
+            let mut compared = 0;
+            for index in node.local.iter().take(SEEN) {
+                let Some(task) = self.maps.get(*index as usize).filter(|task| self.allowed(task, id)) else { continue };
+                let elsewhere = self.is_kept_elsewhere(task, id, now_ms);
+                if elsewhere && holds_back {
+                    held_back = true;
+                    continue;
+                }
+                compared += 1;
+                if compared > COMPARED {
+                    break;
+                }
                 let usable = |other: &&String| {
                     self.nodes.get(*other).is_some_and(|node| node.is_free(now_ms)) && self.allowed(task, other)
                 };
                 let choices = task.split.iter().flat_map(|split| &split.nodes).filter(usable).count();
-                let rank = (choices, node.used(), *index, id.as_str());
+                let rank = (elsewhere, choices, node.used(), *index, id.as_str());
                 if best.is_none_or(|best| rank < best) {
                     best = Some(rank);
                 }
             }
         }
-        let (_, _, index, node) = best?;
+        let best = best.map(|(_, _, _, index, node)| (index, node.to_owned()));
+        if held_back {
+            self.held_back_since_ms.get_or_insert(now_ms);
+        }
+        let (index, node) = best?;
         let task = task_id(TaskKind::Map, index);
-        Some(Assignment { node: node.to_owned(), task, locality: Some(Locality::Node), backlog: 0 })
+        Some(Assignment { node, task, locality: Some(Locality::Node), backlog: 0 })
     }
 
     /// Maps go to nodes without their block when they have waited long enough, or have no other.
@@ -224,9 +241,14 @@ impl Scheduler {
             patience = self.idle_since_ms.map(|since| [since + RACK_DELAY_MS, since + ANY_DELAY_MS]);
             nodes = Some(self.nodes.values().filter_map(Node::next_look_ms));
         }
+        let held_back = self.held_back_since_ms.map(|since| since + RACK_DELAY_MS);
         let feed = self.next_feed_ms();
-        let all =
-            later.into_iter().chain(feed).chain(patience.into_iter().flatten()).chain(nodes.into_iter().flatten());
+        let all = later
+            .into_iter()
+            .chain(feed)
+            .chain(held_back)
+            .chain(patience.into_iter().flatten())
+            .chain(nodes.into_iter().flatten());
         all.filter(|at| *at > now_ms).min()
     }
 }

@@ -206,6 +206,8 @@ pub struct Scheduler {
     successes: u64,
     /// Since when a slot could be had if locality did not matter.
     idle_since_ms: Option<u64>,
+    /// Since when maps are left alone that other nodes keep the content of; past a while they are no more.
+    held_back_since_ms: Option<u64>,
     /// Attempts that run for nothing.
     to_kill: Vec<(String, pb::TaskId)>,
 }
@@ -250,6 +252,7 @@ impl Scheduler {
             yielding: BTreeSet::new(),
             successes: 0,
             idle_since_ms: None,
+            held_back_since_ms: None,
             to_kill: Vec::new(),
         };
         for index in 0..scheduler.maps.len() as u32 {

@@ -52,7 +52,6 @@ fn locality_is_given_up_step_by_step() {
     assert_eq!(place(scheduler.assign(ANY_DELAY_MS)), [("n1".into(), Some(Locality::Remote))]);
 }
 
-/// Splits of three files on all of three nodes.
 fn kept(inode: u64, offset: u64) -> pb::KeptContent {
     pb::KeptContent { inode, offset, length: 100 }
 }
@@ -66,7 +65,7 @@ fn maps_run_where_their_content_is_kept() {
     let splits = vec![of(7, 0), of(7, 50), of(8, 0), of(9, 0)];
     let mut scheduler = Scheduler::new(Rules::new("j", 1), splits, nodes(3, 1, 2));
     scheduler.keeps("n2", &[kept(7, 0)]);
-    scheduler.keeps("n1", &[kept(8, 0), kept(9, 1)]);
+    scheduler.keeps("n1", &[kept(8, 0), pb::KeptContent { inode: 9, offset: 0, length: 20 }]);
     let place = |started: Vec<Assignment>| {
         let mut places: Vec<_> = started.into_iter().map(|one| (one.task.index, one.node, one.locality)).collect();
         places.sort();
@@ -74,11 +73,7 @@ fn maps_run_where_their_content_is_kept() {
     };
     let node = |index, name: &str| (index, name.to_owned(), Some(Locality::Node));
     let started = place(scheduler.assign(0));
-    assert_eq!(
-        started[..3],
-        [node(0, "n2"), node(1, "n2"), node(2, "n1")],
-        "the last one is not kept: its start is missing"
-    );
+    assert_eq!(started[..3], [node(0, "n2"), node(1, "n2"), node(2, "n1")], "of the last one only an edge is kept");
     assert_eq!(started.len(), 4);
 }
 
@@ -88,14 +83,19 @@ fn a_map_does_not_wait_for_long_where_its_content_is_kept() {
         let planned = split(&[0, 1], 1);
         PlannedSplit { split: pb::Split { inode, length: 50, ..planned.split }, ..planned }
     };
-    let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![of(7), of(8)], nodes(2, 1, 1));
-    scheduler.keeps("n1", &[kept(7, 0), kept(8, 0)]);
-    let started = scheduler.assign(0);
-    assert_eq!((started.len(), &*started[0].node), (1, "n1"));
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), (7..13).map(of).collect(), nodes(2, 1, 3));
+    scheduler.keeps("n1", &(7..13).map(|inode| kept(inode, 0)).collect::<Vec<_>>());
+    let places = |started: Vec<Assignment>| started.into_iter().map(|one| one.node).collect::<Vec<_>>();
+    assert_eq!(places(scheduler.assign(0)), ["n1", "n1", "n1"]);
     assert!(scheduler.assign(RACK_DELAY_MS - 1).is_empty());
-    let second = scheduler.assign(RACK_DELAY_MS);
-    assert_eq!((second.len(), &*second[0].node), (1, "n0"));
-    // A node that cannot be reached is not waited for.
+    assert_eq!(scheduler.next_look_ms(10), Some(RACK_DELAY_MS));
+    assert_eq!(places(scheduler.assign(RACK_DELAY_MS)), ["n0", "n0", "n0"], "all of them, not one after the other");
+    // A node that cannot be reached, or has no slot for the job, is not waited for.
+    let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![of(7), of(8)], nodes(2, 1, 2));
+    scheduler.keeps("n1", &[kept(7, 0), kept(8, 0)]);
+    let first = scheduler.assign(0).remove(0);
+    scheduler.refused("n1", &first.task, 0);
+    assert!(scheduler.assign(0).iter().any(|one| one.task.index == first.task.index && one.node == "n0"));
     let mut scheduler = Scheduler::new(Rules::new("j", 1), vec![of(7)], nodes(2, 1, 1));
     scheduler.keeps("n1", &[kept(7, 0)]);
     scheduler.node_lost("n1", &Error::new(ErrorCode::Unreachable, "gone"), 0);

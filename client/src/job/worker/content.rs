@@ -69,25 +69,31 @@ pub async fn open(
     }
     let (file, start) = (reader.status().clone(), feed_start(split, format));
     let decoded = format.compression(&split.path).is_some();
-    let (found, keeping) = look(context, &file, start, decoded, split.keep).await;
+    let (found, keeping) = look(context, &file, split, start, decoded).await;
     reader.limit_read_ahead(split.offset + split.length);
     let (cluster, reading) = Cluster::of(reader, Arc::clone(progress));
-    let mut content = match found {
-        None => content_of(split, format, Box::new(cluster.from(start)))?,
+    let about = split.clone();
+    let decode = move |bytes: BoxedFeed| content_of(&about, format, bytes);
+    let state = match found {
+        None => {
+            let bytes = cluster.from(start);
+            State::Cluster(Lazy::of(move || decode(Box::new(bytes))))
+        }
         Some(Found { reader, decoded: false }) => {
-            let rest: Rest = Box::new(move |position| Ok(Box::new(cluster.from(position))));
-            content_of(split, format, Box::new(Content::of(reader, rest, progress)))?
+            let rest: Rest = Box::new(move |position| Box::new(cluster.from(position)));
+            let bytes = Content { state: State::Kept(reader, rest), progress: Arc::clone(progress) };
+            State::Cluster(Lazy::of(move || decode(Box::new(bytes))))
         }
         Some(Found { reader, decoded: true }) => {
-            let split = split.clone();
             // Compressed content has no other beginning than the first.
             let rest: Rest = Box::new(move |left| {
-                let feed = content_of(&split, format, Box::new(cluster.from(0)))?;
-                Ok(Box::new(Behind { feed, left }))
+                let feed = Lazy::of(move || decode(Box::new(cluster.from(0))));
+                Box::new(Behind { feed, left })
             });
-            Box::new(Content::of(reader, rest, progress))
+            State::Kept(reader, rest)
         }
     };
+    let mut content: BoxedFeed = Box::new(Content { state, progress: Arc::clone(progress) });
     if let Some(keeping) = keeping.clone() {
         content = Box::new(Tee { feed: content, keeping });
     }
@@ -105,20 +111,22 @@ struct Found {
     decoded: bool,
 }
 
-/// Looks for what is kept; if there is nothing and it is wanted (`keep`), it is to be kept as it is read.
+/// Looks for what is kept; if that is not all of the split and it is wanted, it is to be kept as it is read.
 async fn look(
     context: &Context,
     file: &FileStatus,
+    split: &pb::Split,
     start: u64,
     decoded: bool,
-    keep: bool,
 ) -> (Option<Found>, Option<Keeping>) {
     let Some(kept) = context.kept.clone() else { return (None, None) };
-    let file = file.clone();
+    let (file, keep, end) = (file.clone(), split.keep, split.offset + split.length);
     let look = move || {
         let find = |decoded| kept.find(&file, decoded, start).map(|reader| Found { reader, decoded });
         let found = if decoded { find(true).or_else(|| find(false)) } else { find(false) };
-        let complete = found.as_ref().is_some_and(|found| found.decoded == decoded);
+        // The neighbour's content goes on into this split by a byte or more.
+        let is_complete = |found: &Found| found.decoded == decoded && (decoded || found.reader.end() >= end);
+        let complete = found.as_ref().is_some_and(is_complete);
         let keeping = (keep && !complete).then(|| Keeping::with(kept.keeper()));
         (found, keeping)
     };
@@ -126,7 +134,7 @@ async fn look(
 }
 
 /// Gives what follows an offset, from the cluster.
-type Rest = Box<dyn FnOnce(u64) -> Result<BoxedFeed> + Send>;
+type Rest = Box<dyn FnOnce(u64) -> BoxedFeed + Send>;
 
 /// What is kept, then the rest.
 struct Content {
@@ -138,12 +146,6 @@ enum State {
     Kept(KeptReader, Rest),
     Cluster(BoxedFeed),
     Over,
-}
-
-impl Content {
-    fn of(kept: KeptReader, rest: Rest, progress: &Arc<Progress>) -> Self {
-        Self { state: State::Kept(kept, rest), progress: Arc::clone(progress) }
-    }
 }
 
 impl Feed for Content {
@@ -158,10 +160,10 @@ impl Feed for Content {
                         return Ok(Some(piece));
                     }
                     Ok(None) if kept.is_to_the_end() => {}
-                    Ok(None) => self.state = State::Cluster(rest(kept.position())?),
+                    Ok(None) => self.state = State::Cluster(rest(kept.position())),
                     Err(error) => {
                         tracing::warn!(%error, "kept content is damaged: the rest is read from the cluster");
-                        self.state = State::Cluster(rest(kept.position())?);
+                        self.state = State::Cluster(rest(kept.position()));
                         kept.remove();
                     }
                 },
@@ -172,6 +174,33 @@ impl Feed for Content {
                 }
                 State::Over => return Ok(None),
             }
+        }
+    }
+}
+
+/// A feed that is made when the first piece is asked for: a decompressor may read, which only the computing thread may wait for.
+enum Lazy {
+    Not(Box<dyn FnOnce() -> Result<BoxedFeed> + Send>),
+    Made(BoxedFeed),
+    Failed,
+}
+
+impl Lazy {
+    fn of(make: impl FnOnce() -> Result<BoxedFeed> + Send + 'static) -> BoxedFeed {
+        Box::new(Self::Not(Box::new(make)))
+    }
+}
+
+impl Feed for Lazy {
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Self::Not(_) = self
+            && let Self::Not(make) = std::mem::replace(self, Self::Failed)
+        {
+            *self = Self::Made(make()?);
+        }
+        match self {
+            Self::Made(feed) => feed.next(),
+            _ => Ok(None),
         }
     }
 }
@@ -304,10 +333,11 @@ mod tests {
         }
         let rest: Rest = Box::new(|position| {
             let feed = testing::Pieces::of(&content(500_000), 30_000);
-            Ok(Box::new(Behind { feed: Box::new(feed), left: position }))
+            Box::new(Behind { feed: Box::new(feed), left: position })
         });
         let progress = Arc::new(Progress::default());
-        let got = all(Content::of(kept.find(&about, false, start).unwrap(), rest, &progress));
+        let state = State::Kept(kept.find(&about, false, start).unwrap(), rest);
+        let got = all(Content { state, progress: Arc::clone(&progress) });
         assert!(got == whole[start as usize..], "{kept_bytes} {damage:?} {start}");
         assert_eq!(kept.find(&about, false, 0).is_some(), damage.is_none(), "what is damaged goes");
         (got, progress.kept.load(Ordering::Relaxed))

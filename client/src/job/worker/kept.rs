@@ -3,11 +3,12 @@
 //!
 //! # Consistency
 //! An entry's name holds inode, modification time and length of the cluster's file ([`KeptName`]); it is used only for a file that has all three, after the namenode has
-//! let the job's user open that file. What was damaged does not fit its CRC: the rest is read from the cluster then.
+//! let the job's user open that file. A file that is changed has a new time, unless its time lies in the future: of such files nothing is kept. (Who changes a file, gives it its old
+//! length and sets its time back by hand, all while a graph reads it, is not noticed.) What was damaged does not fit its CRC: the rest is read from the cluster then.
 //!
 //! # Bounds
-//! All entries of a node together hold `kept_bytes`, and never more than half of what the disk has left beside them; keepers that look at the same time can go
-//! over it by [`LOOK_BYTES`] each. Where there is no room, what was written for a next stage goes, the oldest first; what is read again and again stays, since
+//! All entries of a node together hold `kept_bytes`, and never more than half of what the disk would have left without them (and without what it keeps in
+//! reserve); keepers that look at the same time can go over it by [`LOOK_BYTES`] each. Where there is no room, what was written for a next stage goes, the oldest first; what is read again and again stays, since
 //! a round that evicts what the same round needs later would find nothing at all.
 //!
 //! # Errors
@@ -20,13 +21,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cairn_common::Env;
+use cairn_common::clock::Clock;
 use cairn_common::durable::{File, Fs, OpenMode};
-use cairn_proto::kept::{self, ASIDE, CHUNK_HEADER_BYTES, KeptName, MAX_CHUNK_BYTES};
+use cairn_proto::kept::{self, CHUNK_HEADER_BYTES, KeptName, MAX_CHUNK_BYTES};
 use cairn_proto::{Result, pb};
 
 use crate::fs::FileStatus;
 use crate::mapreduce::input::Feed;
 
+/// The namenode's clock may be ahead by so much.
+const CLOCK_SKEW_MS: u64 = 10_000;
 /// A keeper looks for room whenever it has written so much.
 const LOOK_BYTES: u64 = 16 << 20;
 
@@ -36,8 +40,10 @@ pub struct Kept {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     limit: u64,
-    /// Names what is being written, with a number.
-    seed: u64,
+    /// Bytes of the disk that are left free.
+    reserve: u64,
+    clock: Clock,
+    /// Numbers what this process writes.
     next: Arc<AtomicU64>,
 }
 
@@ -46,7 +52,8 @@ impl Kept {
     pub fn of(env: &Env, place: &pb::WorkerJob) -> Option<Self> {
         let (fs, dir) = (Arc::clone(&env.fs), PathBuf::from(&place.kept_dir));
         let keeps = !place.kept_dir.is_empty() && place.kept_bytes > 0;
-        keeps.then(|| Self { fs, dir, limit: place.kept_bytes, seed: env.entropy.next_u64(), next: Arc::default() })
+        let (limit, reserve, clock) = (place.kept_bytes, place.disk_reserve, env.clock.clone());
+        keeps.then(|| Self { fs, dir, limit, reserve, clock, next: Arc::default() })
     }
 
     /// What is kept of a file from `position` on: of its bytes, or (`decoded`) of what it holds. Blocks.
@@ -65,7 +72,8 @@ impl Kept {
     /// For a stretch of content. Blocks.
     pub fn keeper(&self) -> Keeper {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let aside = self.dir.join(format!("{ASIDE}{:016x}-{number}", self.seed));
+        // The datanode removes what a process leaves that is killed.
+        let aside = self.dir.join(format!("{}{number}", kept::aside_prefix(std::process::id())));
         let mut keeper = Keeper { kept: self.clone(), aside, file: None, at: 0, bytes: 0, looked: 0 };
         keeper.file = keeper.kept.fs.open(&keeper.aside, OpenMode::Create).ok();
         if !keeper.kept.make_room(LOOK_BYTES) {
@@ -80,9 +88,13 @@ impl Kept {
         let Ok(space) = self.fs.space(root) else { return false };
         let entries = all_entries(&*self.fs, root);
         let mut used: u64 = entries.iter().map(|entry| entry.bytes).sum();
-        let limit = self.limit.min(used + space.available / 2);
+        let limit = self.limit.min((used + space.available).saturating_sub(self.reserve) / 2);
         let mut expendable: Vec<&Entry> = entries.iter().filter(|entry| entry.written.is_some()).collect();
         expendable.sort_by_key(|entry| entry.written);
+        let stays = used - expendable.iter().map(|entry| entry.bytes).sum::<u64>();
+        if stays + more > limit {
+            return false;
+        }
         for entry in expendable {
             if used + more <= limit {
                 break;
@@ -109,10 +121,8 @@ fn all_entries(fs: &dyn Fs, root: &Path) -> Vec<Entry> {
         let dir = root.join(folder.name);
         // It may have gone meanwhile, as each of the files may.
         for entry in fs.read_dir(&dir).unwrap_or_default() {
-            let path = dir.join(&entry.name);
-            let bytes = fs.metadata(&path).ok().flatten().map_or(0, |found| found.len);
             let written = KeptName::parse(&entry.name).filter(|name| name.written).map(|name| name.inode);
-            all.push(Entry { path, bytes, written });
+            all.push(Entry { path: dir.join(&entry.name), bytes: entry.len, written });
         }
     }
     all
@@ -154,8 +164,9 @@ impl Keeper {
     /// What was pushed is the content of `file` from `start` on.
     pub fn finish(mut self, file: &FileStatus, start: u64, decoded: bool, written: bool) {
         let FileStatus { inode, modified_ms, length, .. } = *file;
+        let soon_ms = self.kept.clock.wall_ms() + CLOCK_SKEW_MS;
         let name = KeptName { inode, modified_ms, length, start, bytes: self.bytes, decoded, written };
-        let named = self.bytes > 0 && self.file.take().is_some() && {
+        let named = self.bytes > 0 && modified_ms < soon_ms && self.file.take().is_some() && {
             let to = self.kept.dir.join(name.to_string());
             self.kept.fs.rename(&self.aside, &to).is_ok()
         };
@@ -214,6 +225,11 @@ impl KeptReader {
     /// Offset of the next byte.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Offset behind the last byte that is kept.
+    pub fn end(&self) -> u64 {
+        self.name.end()
     }
 
     /// Nothing comes after what is kept.
@@ -308,7 +324,7 @@ pub(super) mod tests {
     pub(in crate::job::worker) fn folder(root: &Path, name: &str, limit: u64) -> Kept {
         let dir = root.join(name);
         SystemFs.create_dir_all(&dir).unwrap();
-        Kept { fs: Arc::new(SystemFs), dir, limit, seed: 7, next: Arc::default() }
+        Kept { fs: Arc::new(SystemFs), dir, limit, reserve: 0, clock: Env::system().clock, next: Arc::default() }
     }
 
     pub(in crate::job::worker) fn file(inode: u64, length: u64) -> FileStatus {
@@ -392,6 +408,8 @@ pub(super) mod tests {
         assert!(!finds(&kept, 4) && finds(&kept, 6));
         keep(&kept, &file(7, 300_000), 0, &content(300_000), false);
         assert!(finds(&kept, 3) && finds(&kept, 5) && finds(&kept, 6) && !finds(&kept, 7), "there is no room");
+        keep(&kept, &file(8, 300_000), 0, &content(300_000), true);
+        assert!(!finds(&kept, 8), "what can go would not be enough");
         let left = SystemFs.read_dir(&kept.dir).unwrap();
         assert_eq!(left.len(), 3, "nothing is left of what was given up");
     }
@@ -404,6 +422,12 @@ pub(super) mod tests {
         keeper.push(b"some");
         drop(keeper);
         keep(&kept, &file(1, 0), 0, b"", false);
+        assert!(SystemFs.read_dir(&kept.dir).unwrap().is_empty());
+        let tomorrow = FileStatus { modified_ms: kept.clock.wall_ms() + (1 << 30), ..file(2, 4) };
+        keep(&kept, &tomorrow, 0, b"some", false);
+        assert!(kept.find(&tomorrow, false, 0).is_none(), "a change would not be seen");
+        let full = Kept { reserve: u64::MAX, ..kept.clone() };
+        keep(&full, &file(3, 4), 0, b"some", false);
         assert!(SystemFs.read_dir(&kept.dir).unwrap().is_empty());
         let (missing, whole) = (Kept { dir: dir.path().join("gone"), ..kept.clone() }, file(1, 4));
         keep(&missing, &whole, 0, b"some", false);
