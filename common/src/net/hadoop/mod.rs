@@ -22,6 +22,8 @@
 //! Dropping the future of [`serve`] closes the connection and drops its calls.
 
 pub mod frame;
+mod inbox;
+mod outbox;
 mod server;
 #[cfg(test)]
 mod tests;

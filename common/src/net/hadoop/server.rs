@@ -1,16 +1,20 @@
 //! One connection.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
 
 use super::frame::{self, Fatal, Frame, Head};
+use super::inbox::{Inbox, Next};
+use super::outbox::Outbox;
 use super::{Call, Limits, Protocol, RpcError};
 use crate::clock::Clock;
 use crate::net::Conn;
@@ -23,12 +27,6 @@ const FIRST_FRAME_BYTES: usize = 64 << 10;
 const PROTOCOL_VERSION: u64 = 1;
 /// A refused peer gets this long to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
-/// Replies are put together up to this for one write.
-const WRITE_BYTES: usize = 64 << 10;
-/// Unit of the limit on requests under way.
-const UNIT_BYTES: usize = 1 << 10;
-/// A large frame is read in steps, so that memory comes with bytes, not with claims.
-const READ_STEP: usize = 64 << 10;
 
 /// Why a connection ends.
 enum End {
@@ -75,32 +73,28 @@ async fn serve_to_end(mut conn: Conn, protocol: Arc<dyn Protocol>, clock: Clock,
         }
         Err(_) => return,
     }
-    let (mut reader, writer) = conn.split();
-    let (replies, queue) = mpsc::channel(limits.calls.max(1));
-    let mut sender = tokio::spawn(write_replies(clock.clone(), writer, queue, limits.stall));
+    let (reader, writer) = conn.split();
     let mut session = Session {
         protocol,
-        clock: clock.clone(),
         limits,
         user: String::new(),
         peer,
         local,
-        calls: JoinSet::new(),
-        slots: Arc::new(Semaphore::new(limits.calls.max(1))),
-        bytes: Arc::new(Semaphore::new(limits.request_bytes.max(limits.frame_bytes).div_ceil(UNIT_BYTES))),
-        unsent: Arc::new(Semaphore::new(limits.reply_bytes.div_ceil(UNIT_BYTES))),
-        replies,
-    };
-    let end = tokio::select! { biased;
-        // The client takes no replies, or is gone.
-        _ = &mut sender => return,
-        end = session.run(&mut reader) => end,
+        under_way: 0,
+        inbox: Inbox::new(reader),
+        outbox: Outbox::new(writer, clock.clone()),
+        clock,
     };
     // Calls that the client waits for are dropped with a session that it ended.
-    drop(session);
-    if let Ok(Some(mut writer)) = sender.await {
-        tell(&clock, end, &mut reader, &mut writer).await;
+    let Err(end) = session.run().await;
+    let Session { inbox, mut outbox, clock, .. } = session;
+    while !outbox.is_empty() {
+        match clock.timeout(limits.stall, outbox.send()).await {
+            Ok(Ok(())) => {}
+            _ => return,
+        }
     }
+    tell(&clock, end, &mut inbox.into_reader(), &mut outbox.into_writer()).await;
 }
 
 async fn read_opening(conn: &mut Conn) -> Result<(), End> {
@@ -130,48 +124,18 @@ async fn tell(clock: &Clock, end: End, reader: &mut ReadHalf<Conn>, writer: &mut
     let _ = clock.timeout(REFUSAL_TIME, last_words).await;
 }
 
-/// Sends replies in the order in which they come, several in one write; gives the connection back when no more will come.
-async fn write_replies(
-    clock: Clock,
-    mut writer: WriteHalf<Conn>,
-    mut queue: mpsc::Receiver<Reply>,
-    stall: Duration,
-) -> Option<WriteHalf<Conn>> {
-    while let Some(Reply { bytes: mut out, share }) = queue.recv().await {
-        // Given back when all of it is written.
-        let mut shares = vec![share];
-        while out.len() < WRITE_BYTES
-            && let Ok(more) = queue.try_recv()
-        {
-            out.extend(more.bytes);
-            shares.push(more.share);
-        }
-        match clock.timeout(stall, writer.write_all(&out)).await {
-            Ok(Ok(())) => {}
-            _ => return None,
-        }
-    }
-    Some(writer)
+/// A call with all that its answer needs.
+struct Asked {
+    head: Head,
+    call: Call,
+    request: Bytes,
 }
 
-/// An encoded reply, and its part of what may wait to be sent.
-struct Reply {
-    bytes: Vec<u8>,
-    share: Option<OwnedSemaphorePermit>,
-}
-
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
-}
-
-async fn read_body(reader: &mut ReadHalf<Conn>, length: usize) -> Result<Bytes, End> {
-    let mut body = Vec::with_capacity(length.min(READ_STEP));
-    while body.len() < length {
-        let (from, step) = (body.len(), READ_STEP.min(length - body.len()));
-        body.resize(from + step, 0);
-        reader.read_exact(&mut body[from..]).await?;
-    }
-    Ok(body.into())
+/// Ends a call: what its frame takes of the limit, and the reply; none if it panicked.
+async fn answer(protocol: Arc<dyn Protocol>, asked: Asked, frame_bytes: usize) -> (usize, Option<Vec<u8>>) {
+    let Asked { head, call, request } = asked;
+    let answer = AssertUnwindSafe(protocol.call(&call, request)).catch_unwind().await;
+    (frame_bytes, answer.ok().map(|answer| frame::encode_reply(&head, &answer)))
 }
 
 struct Session {
@@ -182,101 +146,103 @@ struct Session {
     user: String,
     peer: std::net::SocketAddr,
     local: std::net::SocketAddr,
-    calls: JoinSet<()>,
-    slots: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    /// Room for replies that wait to be sent.
-    unsent: Arc<Semaphore>,
-    replies: mpsc::Sender<Reply>,
+    /// Bytes of the requests of all calls.
+    under_way: usize,
+    inbox: Inbox<ReadHalf<Conn>>,
+    outbox: Outbox<WriteHalf<Conn>>,
 }
 
 impl Session {
-    async fn run(&mut self, reader: &mut ReadHalf<Conn>) -> End {
+    /// One task does it all: a client that waits for each answer costs it two turns a call, one to ask and one to answer.
+    async fn run(&mut self) -> Result<Infallible, End> {
+        let mut calls = FuturesUnordered::new();
+        let mut part_since_ms = None;
         loop {
-            let next = match self.next_frame(reader).await {
-                Ok(next) => next,
-                Err(end) => return end,
-            };
-            let Some((bytes, share)) = next else { continue };
-            let taken = match frame::decode(bytes) {
-                Ok(frame) => self.take(frame, share).await,
-                Err(fatal) => Err(fatal.into()),
-            };
-            if let Err(end) = taken {
-                return end;
+            let has_room =
+                calls.len() < self.limits.calls.max(1) && self.outbox.bytes() < self.limits.reply_bytes.max(1);
+            let next = if has_room { self.next_frame()? } else { Next::Large };
+            if let Next::Frame(frame) = next {
+                let bytes = frame.len();
+                if let Some(asked) = self.take(frame)? {
+                    self.under_way += bytes;
+                    calls.push(answer(Arc::clone(&self.protocol), asked, bytes));
+                }
+                part_since_ms = None;
+                continue;
             }
-        }
-    }
-
-    /// `None`: nothing to do but go on.
-    async fn next_frame(&mut self, reader: &mut ReadHalf<Conn>) -> Result<Option<(Bytes, OwnedSemaphorePermit)>, End> {
-        let mut head = [0; 4];
-        // Who said nothing of itself is not waited for as long.
-        let idle = if self.user.is_empty() { self.limits.stall } else { self.limits.idle };
-        loop {
+            let now_ms = self.clock.mono_ms();
+            let is_busy = !calls.is_empty() || !self.outbox.is_empty();
+            // However long the calls before take: the client waits for room, not its connection's end.
+            part_since_ms = (next == Next::Part).then(|| part_since_ms.unwrap_or(now_ms));
+            let due_ms = self.due_ms(part_since_ms, now_ms, is_busy || next == Next::Large);
             tokio::select! { biased;
-                first = self.clock.timeout(idle, reader.read(&mut head[..1])) => match first {
-                    Ok(Ok(0)) => return Err(End::Quiet),
-                    Ok(Ok(_)) => break,
-                    Ok(Err(error)) => return Err(error.into()),
-                    // A client that waits for a call may be silent.
-                    Err(_) if self.calls.is_empty() => return Err(End::Quiet),
-                    Err(_) => {}
-                },
-                Some(ended) = self.calls.join_next() => if ended.is_err() {
+                Some((bytes, reply)) = calls.next(), if !calls.is_empty() => {
+                    self.under_way -= bytes;
                     // A call that panicked has no answer: the client must not wait for it.
+                    self.outbox.push(reply.ok_or(End::Quiet)?);
+                }
+                // The client takes no replies, or is gone.
+                sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
+                read = self.inbox.fill(), if next != Next::Large => if read? == 0 {
                     return Err(End::Quiet);
                 },
+                () = self.clock.sleep(Duration::from_millis(due_ms.unwrap_or(now_ms) - now_ms)), if due_ms.is_some() => {
+                    return Err(End::Quiet);
+                }
             }
         }
-        let stall = self.limits.stall;
-        let length = async {
-            reader.read_exact(&mut head[1..]).await?;
-            self.check_length(u32::from_be_bytes(head) as usize)
-        };
-        let length = self.clock.timeout(stall, length).await.unwrap_or(Err(End::Quiet))?;
-        if length == 0 {
-            // Very old pings.
-            return Ok(None);
-        }
-        // However long the calls before take: the client waits, not its connection's end.
-        let share = Arc::clone(&self.bytes).acquire_many_owned(units(length)).await.map_err(|_| End::Quiet)?;
-        let body = self.clock.timeout(stall, read_body(reader, length)).await.unwrap_or(Err(End::Quiet))?;
-        Ok(Some((body, share)))
     }
 
-    fn check_length(&self, length: usize) -> Result<usize, End> {
+    fn next_frame(&mut self) -> Result<Next, Fatal> {
         let most = if self.user.is_empty() { FIRST_FRAME_BYTES } else { self.limits.frame_bytes };
-        if length > most {
-            let message = format!("a request of {length} bytes is longer than the limit of {most}");
-            return Err(Fatal::bad_frame(message).into());
-        }
-        Ok(length)
+        self.inbox.take(most, self.limits.request_bytes.max(most).saturating_sub(self.under_way))
     }
 
-    async fn take(&mut self, frame: Frame, share: OwnedSemaphorePermit) -> Result<(), End> {
-        match frame {
-            Frame::Ping => Ok(()),
-            Frame::Close => Err(End::Quiet),
-            Frame::Negotiate(head) => self.reply(frame::encode_go_on_simple(&head)).await,
+    /// When the client's silence ends the connection; it may be silent while it waits for us.
+    fn due_ms(&self, part_since_ms: Option<u64>, now_ms: u64, waits: bool) -> Option<u64> {
+        let Limits { stall, idle, .. } = self.limits;
+        let after = |since_ms: u64, limit: Duration| since_ms + limit.as_millis() as u64;
+        let frame = match part_since_ms {
+            Some(since_ms) => Some(after(since_ms, stall)),
+            None if waits => None,
+            // Who said nothing of itself is not waited for as long.
+            None => Some(after(now_ms, if self.user.is_empty() { stall } else { idle })),
+        };
+        frame.into_iter().chain(self.outbox.due_ms(stall)).min().map(|due_ms| due_ms.max(now_ms))
+    }
+
+    /// Carries out what is no call.
+    fn take(&mut self, frame: Bytes) -> Result<Option<Asked>, End> {
+        match frame::decode(frame)? {
+            Frame::Ping => {}
+            Frame::Close => return Err(End::Quiet),
+            Frame::Negotiate(head) => self.outbox.push(frame::encode_go_on_simple(&head)),
             Frame::Context { user, real_user } if self.user.is_empty() => {
                 if let Some(real_user) = real_user.filter(|real| !self.protocol.may_act_for(real, &user)) {
                     return Err(Fatal::no_impersonation(&real_user, &user).into());
                 }
                 self.user = user;
-                Ok(())
             }
-            Frame::Context { .. } => Err(Fatal::bad_frame("the connection context came twice".into()).into()),
+            Frame::Context { .. } => return Err(Fatal::bad_frame("the connection context came twice".into()).into()),
             Frame::Call { .. } if self.user.is_empty() => {
-                Err(Fatal::bad_frame("a call came before the connection context".into()).into())
+                return Err(Fatal::bad_frame("a call came before the connection context".into()).into());
             }
-            Frame::Call { head, method, protocol, version, request } => {
-                if let Err(error) = self.check(&protocol, version) {
-                    return self.reply(frame::encode_reply(&head, &Err(error))).await;
+            Frame::Call { head, method, protocol, version, request } => match self.check(&protocol, version) {
+                Err(error) => self.outbox.push(frame::encode_reply(&head, &Err(error))),
+                Ok(()) => {
+                    let call = Call {
+                        method,
+                        user: self.user.clone(),
+                        client_id: head.client_id.clone(),
+                        call_id: head.call_id,
+                        peer: self.peer,
+                        local: self.local,
+                    };
+                    return Ok(Some(Asked { head, call, request }));
                 }
-                self.start(head, method, request, share).await
-            }
+            },
         }
+        Ok(None)
     }
 
     fn check(&self, protocol: &str, version: u64) -> Result<(), RpcError> {
@@ -291,45 +257,5 @@ impl Session {
             return Err(RpcError { detail, ..error });
         }
         Ok(())
-    }
-
-    async fn start(
-        &mut self,
-        head: Head,
-        method: String,
-        request: Bytes,
-        share: OwnedSemaphorePermit,
-    ) -> Result<(), End> {
-        // Closed never.
-        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| End::Quiet)?;
-        let call = Call {
-            method,
-            user: self.user.clone(),
-            client_id: head.client_id.clone(),
-            call_id: head.call_id,
-            peer: self.peer,
-            local: self.local,
-        };
-        while let Some(ended) = self.calls.try_join_next() {
-            ended.map_err(|_| End::Quiet)?;
-        }
-        let (protocol, replies) = (Arc::clone(&self.protocol), self.replies.clone());
-        let (unsent, most) = (Arc::clone(&self.unsent), self.limits.reply_bytes);
-        self.calls.spawn(async move {
-            let answer = protocol.call(&call, request).await;
-            drop(share);
-            let bytes = frame::encode_reply(&head, &answer);
-            // A reply larger than all that may wait waits alone.
-            let Ok(share) = unsent.acquire_many_owned(units(bytes.len().min(most))).await else { return };
-            // Fails when the connection is over.
-            let _ = replies.send(Reply { bytes, share: Some(share) }).await;
-            drop(slot);
-        });
-        Ok(())
-    }
-
-    /// A short one.
-    async fn reply(&self, bytes: Vec<u8>) -> Result<(), End> {
-        self.replies.send(Reply { bytes, share: None }).await.map_err(|_| End::Quiet)
     }
 }

@@ -299,3 +299,38 @@ async fn silence_ends_a_connection_without_calls_and_a_half_frame() {
     client.send(&call(1, "who", b"")[..9]).await;
     assert!(client.rest().await.is_empty());
 }
+
+#[tokio::test]
+async fn calls_that_come_together_are_all_answered_and_a_large_one_too() {
+    let mut client = Client::open(Limits::default()).await;
+    let large = vec![9; 300_000];
+    let calls = [call(1, "who", b""), call(2, "wait", b""), call(3, "echo", &large), call(4, "who", b"")];
+    client.send(&calls.concat()).await;
+    for id in [1, 3, 4] {
+        let (header, body) = client.reply().await;
+        assert_eq!(header.call_id, id, "a call that waits holds up nobody");
+        assert!(id != 3 || body == large);
+    }
+    client.send(&call(5, "go", b"")).await;
+    let ids: std::collections::BTreeSet<u32> = [client.reply().await.0.call_id, client.reply().await.0.call_id].into();
+    assert_eq!(ids, [2, 5].into());
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_wait_for_those_before() {
+    let limits = Limits { frame_bytes: 1_000, request_bytes: 1_000, ..Limits::default() };
+    let mut client = Client::open(limits).await;
+    let calls: Vec<Vec<u8>> = (1..20).map(|id| call(id, "echo", &[7; 600])).collect();
+    client.send(&calls.concat()).await;
+    for id in 1..20 {
+        assert_eq!(client.reply().await.0.call_id, id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_replies_is_cut() {
+    let limits = Limits { reply_bytes: 1 << 20, ..Limits::default() };
+    let mut client = Client::open(limits).await;
+    let echo = call(1, "echo", &vec![7; 1 << 20]);
+    while client.conn.write_all(&echo).await.is_ok() {}
+}
