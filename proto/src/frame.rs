@@ -311,26 +311,50 @@ impl Sealer {
     /// Seals `raw` (1 to [`MAX_FRAME_RAW_BYTES`] bytes) that starts at `offset` of `block`. `try_compress` is the writer's
     /// judgement: on incompressible data it is pointless to try every frame.
     pub fn seal(&mut self, block: BlockId, offset: u64, raw: Bytes, try_compress: bool) -> Frame {
-        debug_assert!(!raw.is_empty() && raw.len() <= MAX_FRAME_RAW_BYTES, "frame size");
-        let raw_crc = crc32c::crc32c(&raw);
-        let raw_len = raw.len() as u32;
-        let compressed = match (&mut self.zstd, try_compress) {
-            (Some(zstd), true) => zstd.compress(&raw).ok().filter(|small| small.len() < raw.len()),
-            _ => None,
-        };
-        let (codec, payload) = match compressed {
-            Some(small) => (Codec::Zstd, Bytes::from(small)),
-            None => (Codec::Stored, raw),
-        };
-        let header = FrameHeader {
-            codec,
-            raw_len,
-            stored_len: payload.len() as u32,
-            raw_crc,
-            offset,
-            stored_crc: crc32fast::hash(&payload),
-        };
+        let small = self.compress(&raw, try_compress);
+        let header = header_of(offset, &raw, small.as_deref());
+        let payload = small.map_or(raw, Bytes::from);
         Frame { header, header_bytes: header.encode(block), payload }
+    }
+
+    /// The same for data that lies behind room for the header: the first [`FRAME_HEADER_BYTES`] of `bytes`, whatever they hold. Gives
+    /// the whole frame as it goes over the wire, in the same memory unless it shrinks.
+    pub fn seal_behind_room(
+        &mut self,
+        block: BlockId,
+        offset: u64,
+        mut bytes: Vec<u8>,
+        try_compress: bool,
+    ) -> (FrameHeader, Vec<u8>) {
+        let raw = &bytes[FRAME_HEADER_BYTES..];
+        let small = self.compress(raw, try_compress);
+        let header = header_of(offset, raw, small.as_deref());
+        if let Some(small) = small {
+            bytes = Vec::with_capacity(header.frame_bytes());
+            bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+            bytes.extend_from_slice(&small);
+        }
+        bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode(block));
+        (header, bytes)
+    }
+
+    /// `None`: it is to be stored.
+    fn compress(&mut self, raw: &[u8], try_compress: bool) -> Option<Vec<u8>> {
+        debug_assert!(!raw.is_empty() && raw.len() <= MAX_FRAME_RAW_BYTES, "frame size");
+        let zstd = self.zstd.as_mut().filter(|_| try_compress)?;
+        zstd.compress(raw).ok().filter(|small| small.len() < raw.len())
+    }
+}
+
+fn header_of(offset: u64, raw: &[u8], small: Option<&[u8]>) -> FrameHeader {
+    let payload = small.unwrap_or(raw);
+    FrameHeader {
+        codec: if small.is_some() { Codec::Zstd } else { Codec::Stored },
+        raw_len: raw.len() as u32,
+        stored_len: payload.len() as u32,
+        raw_crc: crc32c::crc32c(raw),
+        offset,
+        stored_crc: crc32fast::hash(payload),
     }
 }
 
@@ -360,6 +384,18 @@ mod tests {
     fn what_does_not_shrink_is_stored() {
         let frame = seal(b"x", true);
         assert_eq!(frame.header.codec, Codec::Stored);
+    }
+
+    #[test]
+    fn both_ways_to_seal_give_the_same_bytes() {
+        let text = b"the quick brown fox ".repeat(1_000);
+        for (raw, compress) in [(&text[..], true), (&text, false), (b"x", true)] {
+            let frame = seal(raw, compress);
+            let behind_room = [&[0xEE; FRAME_HEADER_BYTES][..], raw].concat();
+            let (header, bytes) = Sealer::new(compress).seal_behind_room(BLOCK, 512, behind_room, compress);
+            assert_eq!(header, frame.header);
+            assert_eq!(bytes, [&frame.header_bytes[..], &frame.payload].concat());
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use cairn_proto::frame::{Codec, DEFAULT_FRAME_RAW_BYTES, FRAME_HEADER_BYTES, Frame, Sealer};
+use cairn_proto::frame::{Codec, DEFAULT_FRAME_RAW_BYTES, FRAME_HEADER_BYTES, FrameHeader, Sealer};
 use cairn_proto::ids::BlockId;
 
 use super::packet::Packet;
@@ -45,8 +45,7 @@ impl Judge {
         false
     }
 
-    fn learn(&mut self, frame: &Frame) {
-        let header = &frame.header;
+    fn learn(&mut self, header: &FrameHeader) {
         if header.codec == Codec::Zstd && header.stored_len < header.raw_len - header.raw_len / 16 {
             *self = Self::default();
             return;
@@ -179,31 +178,24 @@ impl Cut {
         for packet in &unverified {
             verify(packet, &sums)?;
         }
-        let raw = match <[Bytes; 1]>::try_from(parts) {
-            Ok([whole]) => whole,
-            Err(parts) => {
-                let mut raw = Vec::with_capacity(bytes);
-                parts.iter().for_each(|part| raw.extend_from_slice(part));
-                Bytes::from(raw)
-            }
-        };
-        drop(unverified);
+        // The data is copied once: out of the packets, to its place in the frame.
+        let mut whole = Vec::with_capacity(FRAME_HEADER_BYTES + bytes);
+        whole.resize(FRAME_HEADER_BYTES, 0);
+        parts.iter().for_each(|part| whole.extend_from_slice(part));
+        drop((parts, unverified));
         let try_compress = lock(&judge).try_next();
         let pooled = lock(&pool.idle).pop();
         let mut sealer = pooled.unwrap_or_else(|| Sealer::new(true));
-        let frame = sealer.seal(block, offset, raw, try_compress);
+        let (header, whole) = sealer.seal_behind_room(block, offset, whole, try_compress);
         if try_compress {
-            lock(&judge).learn(&frame);
+            lock(&judge).learn(&header);
         }
         let mut idle = lock(&pool.idle);
         if idle.len() < IDLE_SEALERS {
             idle.push(sealer);
         }
         drop(idle);
-        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + frame.payload.len());
-        out.extend_from_slice(&frame.header_bytes);
-        out.extend_from_slice(&frame.payload);
-        Ok(Chunk { bytes: out.into(), headers: vec![frame.header] })
+        Ok(Chunk { bytes: whole.into(), headers: vec![header] })
     }
 }
 
@@ -212,7 +204,6 @@ mod tests {
     use super::*;
     use crate::hadoop::packet::{PacketHeader, append, take};
     use bytes::BytesMut;
-    use cairn_proto::frame::FrameHeader;
     use proptest::prelude::*;
 
     const BLOCK: BlockId = BlockId(77);
