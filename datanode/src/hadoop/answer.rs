@@ -10,11 +10,11 @@ use std::time::Duration;
 use cairn_common::clock::Clock;
 use cairn_proto::hadoop::{DataStatus, PipelineAck};
 use cairn_proto::pb;
-use tokio::io::AsyncWrite;
+use prost::Message as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use super::packet::HEARTBEAT;
-use super::send;
 
 /// Sequence number of an ack that belongs to no packet.
 const UNKNOWN: i64 = -2;
@@ -62,6 +62,8 @@ pub(super) struct Answers<'a, W> {
     pub acks: mpsc::Receiver<pb::WriteAck>,
     pub expected: mpsc::Receiver<Expected>,
     pub flaws: mpsc::Receiver<Flaw>,
+    /// Acks that are not sent yet.
+    pub due: Vec<u8>,
 }
 
 impl<W: AsyncWrite + Unpin> Answers<'_, W> {
@@ -94,7 +96,7 @@ impl<W: AsyncWrite + Unpin> Answers<'_, W> {
                 // Few at a time: who sends more waits.
                 Some(expected) = self.expected.recv(), if waiting.len() < 64 => match expected.need {
                     // At once: it says that this node lives too.
-                    Need::Nothing => self.tell(HEARTBEAT, vec![DataStatus::StatusSuccess; self.nodes]).await?,
+                    Need::Nothing => self.add(HEARTBEAT, vec![DataStatus::StatusSuccess; self.nodes]),
                     _ => waiting.push_back(expected),
                 },
             }
@@ -110,11 +112,12 @@ impl<W: AsyncWrite + Unpin> Answers<'_, W> {
                 }
                 waiting.pop_front();
                 synced -= u64::from(matches!(need, Need::Synced(_)));
-                self.tell(seqno, vec![DataStatus::StatusSuccess; self.nodes]).await?;
+                self.add(seqno, vec![DataStatus::StatusSuccess; self.nodes]);
                 if need == Need::Finished {
-                    return Ok(());
+                    return self.tell().await;
                 }
             }
+            self.tell().await?;
         }
     }
 
@@ -122,10 +125,11 @@ impl<W: AsyncWrite + Unpin> Answers<'_, W> {
         let mut reply = vec![DataStatus::StatusSuccess; self.nodes.max(1)];
         let index = index.min(reply.len() - 1);
         reply[index] = status;
-        self.tell(seqno.unwrap_or(UNKNOWN), reply).await
+        self.add(seqno.unwrap_or(UNKNOWN), reply);
+        self.tell().await
     }
 
-    async fn tell(&mut self, seqno: i64, reply: Vec<DataStatus>) -> io::Result<()> {
+    fn add(&mut self, seqno: i64, reply: Vec<DataStatus>) {
         let ack = PipelineAck {
             seqno,
             reply: reply.into_iter().map(i32::from).collect(),
@@ -133,9 +137,91 @@ impl<W: AsyncWrite + Unpin> Answers<'_, W> {
             // Clients that find flags take the statuses from there.
             flag: Vec::new(),
         };
-        match self.clock.timeout(self.patience, send(self.conn, &ack)).await {
-            Ok(sent) => sent,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no acks")),
+        self.due.extend(ack.encode_length_delimited_to_vec());
+    }
+
+    /// Sends the acks that are due in one write: our pipeline acknowledges many packets at a time.
+    async fn tell(&mut self) -> io::Result<()> {
+        if self.due.is_empty() {
+            return Ok(());
         }
+        match self.clock.timeout(self.patience, self.conn.write_all(&self.due)).await {
+            Ok(sent) => sent?,
+            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no acks")),
+        }
+        self.due.clear();
+        self.conn.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll};
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// Keeps each write apart.
+    #[derive(Default)]
+    struct Writes(Vec<Vec<u8>>);
+
+    impl AsyncWrite for Writes {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.get_mut().0.push(bytes.to_vec());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn seqnos(mut write: &[u8]) -> Vec<i64> {
+        let mut found = Vec::new();
+        while !write.is_empty() {
+            let ack = PipelineAck::decode_length_delimited(&mut write).unwrap();
+            assert_eq!(ack.reply, [DataStatus::StatusSuccess as i32; 3]);
+            found.push(ack.seqno);
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn packets_that_all_nodes_hold_are_acknowledged_in_order_and_in_one_write() {
+        let (acks, ack_queue) = mpsc::channel(8);
+        let (expect, expected) = mpsc::channel(8);
+        let (_flaws, flaw_queue) = mpsc::channel(1);
+        for seqno in 0..4 {
+            expect.try_send(Expected { seqno, need: Need::Held(10 + 10 * seqno as u64) }).unwrap();
+        }
+        expect.try_send(Expected { seqno: 4, need: Need::Finished }).unwrap();
+        let mut writes = Writes::default();
+        {
+            let answers = Answers {
+                clock: &Clock::system(),
+                conn: &mut writes,
+                patience: Duration::from_secs(60),
+                nodes: 3,
+                held: 0,
+                acks: ack_queue,
+                expected,
+                flaws: flaw_queue,
+                due: Vec::new(),
+            };
+            let mut run = pin!(answers.run());
+            assert!(run.as_mut().now_or_never().is_none());
+            for (kind, length) in [(pb::AckKind::AckProgress, 35), (pb::AckKind::AckFinished, 40)] {
+                acks.try_send(pb::WriteAck { kind: kind as i32, length, ..Default::default() }).unwrap();
+                assert_eq!(run.as_mut().now_or_never().is_some(), kind == pb::AckKind::AckFinished);
+            }
+        }
+        let told: Vec<Vec<i64>> = writes.0.iter().map(|write| seqnos(write)).collect();
+        assert_eq!(told, [vec![0, 1, 2], vec![3, 4]]);
     }
 }

@@ -137,6 +137,7 @@ async fn run(transfer: &Arc<Transfer>, conn: Conn, setup: Setup) {
             acks: ack_queue,
             expected: expected_queue,
             flaws: flaw_queue,
+            due: Vec::new(),
         };
         let receive = Receive {
             transfer,
