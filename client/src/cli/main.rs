@@ -66,6 +66,9 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::Namenode(_)) {
         process::prefer_huge_pages();
     }
+    if matches!(cli.command, Command::Datanode(_)) {
+        process::keep_freed_memory();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
