@@ -157,7 +157,7 @@ pub fn prefer_huge_pages() {
     let _ = std::process::Command::new(program).arg0(name).args(words).env(KNOBS, "glibc.malloc.hugetlb=1").exec();
 }
 
-/// Keeps memory that was freed for the next use, up to some tens of MiB a heap, instead of giving it back to the kernel each time: buffers of
+/// Keeps memory that was freed for the next use, up to 16 MiB in each of at most eight heaps, instead of giving it back to the kernel each time: buffers of
 /// hundreds of KiB come and go with every frame, and each page that comes from the kernel anew is mapped and cleared first. Nothing
 /// with another C library than glibc.
 pub fn keep_freed_memory() {
@@ -166,11 +166,14 @@ pub fn keep_freed_memory() {
         /// Larger pieces are rare, and go back at once.
         const MAPPED_BYTES: libc::c_int = 4 << 20;
         /// Less: a burst of frames is given back and taken again; more: what a busy hour needed stays for longer than that.
-        const KEPT_BYTES: libc::c_int = 32 << 20;
-        // SAFETY: both only set numbers of the allocator, under its own lock.
+        const KEPT_BYTES: libc::c_int = 16 << 20;
+        /// More: threads wait less for each other; fewer: less is kept.
+        const HEAPS: libc::c_int = 8;
+        // SAFETY: they only set numbers of the allocator, under its own lock.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
             libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+            libc::mallopt(libc::M_ARENA_MAX, HEAPS);
         }
     }
 }

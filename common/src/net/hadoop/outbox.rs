@@ -11,6 +11,10 @@ use crate::clock::Clock;
 
 /// Replies are put together up to this for one write.
 const WRITE_BYTES: usize = 64 << 10;
+/// A queue with room for more replies is not kept once it is empty.
+const QUEUE_KEPT: usize = 64;
+/// What a reply costs beside its bytes.
+const REPLY_COST: usize = 64;
 
 /// Sends replies in the order in which they come, several in one write.
 pub struct Outbox<W> {
@@ -21,7 +25,7 @@ pub struct Outbox<W> {
     piece: Bytes,
     /// Since when it is the first.
     since_ms: u64,
-    /// Of all replies that are not written.
+    /// Of all replies that are not written, with what each of them costs beside.
     bytes: usize,
 }
 
@@ -41,7 +45,7 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         self.bytes == 0
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, and what holding them costs.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -56,7 +60,7 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         if self.is_empty() {
             self.since_ms = self.clock.mono_ms();
         }
-        self.bytes += reply.len();
+        self.bytes += reply.len() + REPLY_COST;
         self.queue.push_back(reply);
     }
 
@@ -75,16 +79,26 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             }
             self.bytes -= before - self.piece.len();
         }
+        // Nothing of it stays while the connection is idle.
+        self.piece = Bytes::new();
+        if self.queue.is_empty() && self.queue.capacity() > QUEUE_KEPT {
+            self.queue = VecDeque::new();
+        }
         self.since_ms = self.clock.mono_ms();
         Ok(())
     }
 
     fn next_piece(&mut self) -> Bytes {
-        let mut piece = self.queue.pop_front().unwrap_or_default();
+        let mut piece = Vec::new();
         while piece.len() < WRITE_BYTES
-            && let Some(more) = self.queue.pop_front()
+            && let Some(reply) = self.queue.pop_front()
         {
-            piece.extend(more);
+            self.bytes -= REPLY_COST;
+            if piece.is_empty() {
+                piece = reply;
+            } else {
+                piece.extend(reply);
+            }
         }
         piece.into()
     }

@@ -32,6 +32,8 @@ const REFUSAL_TIME: Duration = Duration::from_secs(2);
 enum End {
     /// The client left, or must go without a word.
     Quiet,
+    /// The client takes nothing any more.
+    Stuck,
     /// The client is to be told first.
     Tell(Vec<u8>),
 }
@@ -88,12 +90,16 @@ async fn serve_to_end(mut conn: Conn, protocol: Arc<dyn Protocol>, clock: Clock,
     // Calls that the client waits for are dropped with a session that it ended.
     let Err(end) = session.run().await;
     let Session { inbox, mut outbox, clock, .. } = session;
-    while !outbox.is_empty() {
-        match clock.timeout(limits.stall, outbox.send()).await {
-            Ok(Ok(())) => {}
-            _ => return,
-        }
+    if let End::Stuck = end {
+        return;
     }
+    let rest = async {
+        while !outbox.is_empty() {
+            outbox.send().await?;
+        }
+        Ok::<(), io::Error>(())
+    };
+    let Ok(Ok(())) = clock.timeout(limits.stall, rest).await else { return };
     tell(&clock, end, &mut inbox.into_reader(), &mut outbox.into_writer()).await;
 }
 
@@ -134,7 +140,7 @@ struct Asked {
 /// Ends a call: what its frame takes of the limit, and the reply; none if it panicked.
 async fn answer(protocol: Arc<dyn Protocol>, asked: Asked, frame_bytes: usize) -> (usize, Option<Vec<u8>>) {
     let Asked { head, call, request } = asked;
-    let answer = AssertUnwindSafe(protocol.call(&call, request)).catch_unwind().await;
+    let answer = AssertUnwindSafe(async { protocol.call(&call, request).await }).catch_unwind().await;
     (frame_bytes, answer.ok().map(|answer| frame::encode_reply(&head, &answer)))
 }
 
@@ -187,7 +193,8 @@ impl Session {
                     return Err(End::Quiet);
                 },
                 () = self.clock.sleep(Duration::from_millis(due_ms.unwrap_or(now_ms) - now_ms)), if due_ms.is_some() => {
-                    return Err(End::Quiet);
+                    let stuck = self.outbox.due_ms(self.limits.stall).is_some_and(|due_ms| due_ms <= self.clock.mono_ms());
+                    return Err(if stuck { End::Stuck } else { End::Quiet });
                 }
             }
         }

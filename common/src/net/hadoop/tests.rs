@@ -332,5 +332,8 @@ async fn a_client_that_takes_no_replies_is_cut() {
     let limits = Limits { reply_bytes: 1 << 20, ..Limits::default() };
     let mut client = Client::open(limits).await;
     let echo = call(1, "echo", &vec![7; 1 << 20]);
+    let from = tokio::time::Instant::now();
     while client.conn.write_all(&echo).await.is_ok() {}
+    let (took, stall) = (from.elapsed(), Limits::default().stall);
+    assert!(took >= stall && took < stall * 2, "{took:?}");
 }
