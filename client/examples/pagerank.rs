@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 
 use cairn_client::fs::{ClientSettings, FileSystem};
-use cairn_client::job::{GraphStage, JobGraph, JobObserver, JobSpec, JobState, StageReport};
+use cairn_client::job::{GraphStage, JobGraph, JobObserver, JobSpec, StageReport};
 use cairn_client::mapreduce::typed::{Emit, Job, Map, Reduce, TypedValues};
 use cairn_client::mapreduce::{self, Error, ErrorCode, Jobs, Launcher, Output, Record, Result, TaskContext};
 use cairn_common::Env;
@@ -162,10 +162,7 @@ async fn drive(jobs: Jobs, arguments: Vec<String>) -> Result<()> {
     let refine = async |name: &str, spec: JobSpec, before: &[StageReport]| Ok(refine(name, spec, before));
     let report = graph.run_with(launcher.fs(), &id, observe, refine).await?;
     println!("{} bytes were read where a step before had kept them", report.kept_bytes());
-    let failed = |stage: &StageReport| stage.report.as_ref().is_none_or(|job| job.state != JobState::Succeeded);
-    let Some(StageReport { name, report, why, .. }) = report.stages.into_iter().find(failed) else { return Ok(()) };
-    let error = report.and_then(|job| job.failure).map(|error| error.message().to_owned());
-    Err(Error::new(ErrorCode::JobFailed, format!("{name}: {}", error.or(why).unwrap_or_default())))
+    report.check()
 }
 
 fn main() -> ExitCode {

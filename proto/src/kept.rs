@@ -49,7 +49,9 @@ impl KeptName {
             _ => return None,
         };
         start.checked_add(bytes)?;
-        Some(Self { inode, modified_ms, length, start, bytes, decoded, written })
+        let found = Self { inode, modified_ms, length, start, bytes, decoded, written };
+        // Only what would be written: another spelling names no file that is looked for.
+        (found.to_string() == name).then_some(found)
     }
 
     /// Offset behind the last byte kept.
@@ -124,9 +126,19 @@ mod tests {
             assert_eq!(KeptName::parse(&name.to_string()), Some(name));
         }
         let over = format!("1.1.1.{:x}.1.raw", u64::MAX);
-        for bad in
-            ["", "aside-7", "1.2.3.4.5", "1.2.3.4.5.raw.x", "1.2.3.4.5.other", "1.2.3.4.raw", "g.2.3.4.5.raw", &over]
-        {
+        for bad in [
+            "",
+            "aside-7",
+            "1.2.3.4.5",
+            "1.2.3.4.5.raw.x",
+            "1.2.3.4.5.other",
+            "1.2.3.4.raw",
+            "g.2.3.4.5.raw",
+            "+1.2.3.4.5.raw",
+            "01.2.3.4.5.raw",
+            "A.2.3.4.5.raw",
+            &over,
+        ] {
             assert_eq!(KeptName::parse(bad), None, "{bad}");
         }
     }

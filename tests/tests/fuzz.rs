@@ -28,7 +28,7 @@ macro_rules! seeded_runs {
 }
 
 seeded_runs! {
-    frame_header frame_payload frame_stream block_file block_name map_output container encoding position_note messages errors log_segment log_damage log_crash image_file image_pages
+    frame_header frame_payload frame_stream block_file block_name map_output container encoding position_note kept_content messages errors log_segment log_damage log_crash image_file image_pages
     replay core_events volume_scan version_files settings_files hadoop_rpc hadoop_packets hadoop_operations paths globs web_addresses units
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use cairn_client::fs::{Error, ErrorCode, FileSystem, Result};
-use cairn_client::job::{GraphReport, GraphStage, JobGraph, JobObserver, JobSpec, JobState, StageReport};
+use cairn_client::job::{GraphReport, GraphStage, JobGraph, JobObserver, JobSpec, StageReport};
 use cairn_common::process;
 use serde::Deserialize;
 
@@ -156,19 +156,7 @@ fn show(out: &mut Out, report: &GraphReport) -> Outcome {
         columns.print(out)?;
         out.line(format!("graph {} {} in {}", report.id, report.state.as_str(), human_millis(report.wall_ms)))?;
     }
-    if report.state == JobState::Succeeded {
-        return Ok(());
-    }
-    let failed = report.stages.iter().find_map(|stage| {
-        let why = match &stage.report {
-            Some(job) if job.state == JobState::Succeeded => return None,
-            Some(job) => job.failure.as_ref().map(|error| error.message().to_owned()),
-            None => stage.why.clone(),
-        };
-        Some((stage.name.clone(), why.unwrap_or_default()))
-    });
-    let (name, why) = failed.unwrap_or_default();
-    Err(failure(ErrorCode::JobFailed, format!("graph {}: stage {name}: {why}", report.id)))
+    Ok(report.check()?)
 }
 
 #[cfg(test)]

@@ -99,6 +99,20 @@ impl GraphReport {
     pub fn kept_bytes(&self) -> u64 {
         self.stages.iter().filter_map(|stage| stage.report.as_ref()).map(|report| report.bytes.kept).sum()
     }
+
+    /// Fails with the first stage that did not succeed, and why.
+    pub fn check(&self) -> Result<()> {
+        let Some(stage) = self.stages.iter().find(|stage| !stage.succeeded()) else { return Ok(()) };
+        let of_job = stage.report.as_ref().and_then(|report| report.failure.as_ref()).map(Error::message);
+        let why = of_job.or(stage.why.as_deref()).unwrap_or_default();
+        Err(Error::new(ErrorCode::JobFailed, format!("graph {}: stage {}: {why}", self.id, stage.name)))
+    }
+}
+
+impl StageReport {
+    fn succeeded(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| report.state == JobState::Succeeded)
+    }
 }
 
 impl JobGraph {
@@ -175,7 +189,7 @@ impl JobGraph {
                 running.push(async move { (at, turn.run(fs, observer, refine).await) });
             }
             let Some((at, report)) = running.next().await else { break };
-            let succeeded = report.report.as_ref().is_some_and(|report| report.state == JobState::Succeeded);
+            let succeeded = report.succeeded();
             reports[at] = Some(report);
             if !succeeded && self.make_again(fs, at, &mut standing).await {
                 continue;
@@ -185,7 +199,7 @@ impl JobGraph {
             }
         }
         drop(running);
-        if !self.keeps_nothing {
+        if (0..self.stages.len()).any(|at| self.keep_of(id, at, &standing.order).is_some()) {
             release(fs, id).await;
         }
         let skipped = |stage: &GraphStage| StageReport {

@@ -94,6 +94,13 @@ pub const TARGETS: &[Target] = &[
         memory: MIB,
         rounds: 5_000,
     },
+    Target {
+        name: "kept_content",
+        run: records::kept_content,
+        seeds: records::kept_seeds,
+        memory: 2 * MIB,
+        rounds: 5_000,
+    },
     Target { name: "messages", run: formats::messages, seeds: formats::message_seeds, memory: 4 * MIB, rounds: 5_000 },
     Target { name: "errors", run: formats::errors, seeds: formats::error_seeds, memory: MIB, rounds: 2_000 },
     Target { name: "log_segment", run: log::log_segment, seeds: log::segment_seeds, memory: 4 * MIB, rounds: 1_500 },

@@ -11,7 +11,7 @@ use cairn_client::mapreduce::input::{BatchReader, Feed, feed_start};
 use cairn_client::mapreduce::output::{Output, OutputNames, OutputSink};
 use cairn_client::mapreduce::{InputFormat, OutputFormat, Result, TaskKind, UserCounters};
 use cairn_proto::mapoutput::{CHUNK_HEADER_BYTES, MAX_CHUNK_RAW_BYTES};
-use cairn_proto::{ErrorCode, pb, position};
+use cairn_proto::{ErrorCode, kept, pb, position};
 
 use super::input::Input;
 
@@ -265,4 +265,38 @@ pub fn position_seeds() -> Vec<Vec<u8>> {
     at[..8].copy_from_slice(&position::AT_RECORD.to_ne_bytes());
     at[8] = 7;
     vec![at, position::encode(&"/é".repeat(4_000)), position::encode("")]
+}
+
+/// Content that a job keeps for others: of whatever lies in its folder, a name says what would be written again, and a chunk is as long as it says.
+pub fn kept_content(data: &[u8]) {
+    if let Some(name) =
+        std::str::from_utf8(data).ok().and_then(|name| kept::KeptName::parse(name).map(|found| (name, found)))
+    {
+        let (text, found) = name;
+        assert_eq!(found.to_string(), text);
+        assert!(found.end() >= found.start);
+    }
+    let Some((header, rest)) = data.split_first_chunk::<{ kept::CHUNK_HEADER_BYTES }>() else { return };
+    let Some(length) = kept::chunk_length(header) else { return };
+    assert!((1..=kept::MAX_CHUNK_BYTES).contains(&length));
+    let chunk = &rest[..length.min(rest.len())];
+    if kept::chunk_fits(header, chunk) {
+        assert_eq!(kept::chunk_header(chunk), *header);
+    }
+}
+
+/// See [`kept_content`].
+pub fn kept_seeds() -> Vec<Vec<u8>> {
+    let name = kept::KeptName {
+        inode: 31,
+        modified_ms: 1 << 40,
+        length: 500,
+        start: 7,
+        bytes: 90,
+        decoded: false,
+        written: false,
+    };
+    let names = [name, kept::KeptName { decoded: true, ..name }, kept::KeptName { written: true, ..name }];
+    let chunk = [&kept::chunk_header(b"some data")[..], b"some data"].concat();
+    names.iter().map(|name| name.to_string().into_bytes()).chain([chunk]).collect()
 }
