@@ -2,8 +2,11 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.net.URI;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Paths;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -31,6 +34,13 @@ public class HdfsBench {
     /** Row, then system, then seconds of each round. */
     static final Map<String, Map<String, List<Double>>> TIMES = new LinkedHashMap<>();
 
+    /** A file of holes only: reading on in it takes memory and no disk. */
+    static FileChannel filler;
+
+    static long fillerAt;
+
+    static final long FILLER_BYTES = 1L << 42, STEP_BYTES = 256L << 20;
+
     static final Map<String, Long> COUNTS = new LinkedHashMap<>();
 
     interface Work {
@@ -41,7 +51,31 @@ public class HdfsBench {
         void run(int at) throws IOException;
     }
 
+    /**
+     * What every measurement starts from: nothing left for the kernel to write that the one before did not wait for, and memory full of cached pages,
+     * as on a machine that has been at work. Of free memory a virtual machine's host may have to be asked for each page.
+     */
+    static void settle() throws Exception {
+        if (new ProcessBuilder("sync").inheritIO().start().waitFor() != 0) throw new IOException("sync failed");
+        for (List<String> before = null, now; !(now = Files.readAllLines(Paths.get("/proc/diskstats"))).equals(before); before = now) Thread.sleep(1_000);
+        ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
+        for (long before = Long.MAX_VALUE, free; before - (free = freeBytes()) > STEP_BYTES / 2; before = free) {
+            for (long end = fillerAt + STEP_BYTES; fillerAt < end; fillerAt += buffer.position()) {
+                buffer.clear();
+                if (filler.read(buffer, fillerAt) <= 0) throw new IOException("the file that fills memory has ended");
+            }
+        }
+    }
+
+    static long freeBytes() throws IOException {
+        for (String line : Files.readAllLines(Paths.get("/proc/meminfo"))) {
+            if (line.startsWith("MemFree:")) return Long.parseLong(line.replaceAll("[^0-9]", "")) << 10;
+        }
+        throw new IOException("/proc/meminfo does not say what is free");
+    }
+
     static void time(String row, String system, long count, Work work) throws Exception {
+        settle();
         long begin = System.nanoTime();
         work.run();
         double seconds = (System.nanoTime() - begin) / 1e9;
@@ -78,12 +112,22 @@ public class HdfsBench {
         }
     }
 
+    /** Datanodes delete blocks some time after the file is gone: that is not to happen in somebody else's time. */
+    static void waitForRoom(String folder, long bytes) throws Exception {
+        long end = System.nanoTime() + 120_000_000_000L;
+        while (Files.getFileStore(Paths.get(folder)).getUnallocatedSpace() < bytes) {
+            if (System.nanoTime() > end) throw new IOException("deleted blocks still take room");
+            Thread.sleep(200);
+        }
+    }
+
     static void files(String system, FileSystem fs, String folder, String[] locals) throws Exception {
         for (String local : locals) {
             String kind = Paths.get(local).getFileName().toString();
             Path path = new Path("/" + kind);
             java.nio.file.Path back = Paths.get(folder, "back");
             long bytes = Files.size(Paths.get(local));
+            long room = Files.getFileStore(Paths.get(folder)).getUnallocatedSpace();
             time("put, " + kind, system, -bytes, () -> fs.copyFromLocalFile(false, true, new Path("file://" + local), path));
             time("read, " + kind, system, -bytes, () -> {
                 byte[] buffer = new byte[1 << 16];
@@ -102,6 +146,7 @@ public class HdfsBench {
             if (Files.mismatch(Paths.get(local), back) >= 0) throw new IOException(path + " came back differently from " + system);
             Files.delete(back);
             fs.delete(path, false);
+            waitForRoom(folder, room - bytes / 8);
         }
     }
 
@@ -140,6 +185,9 @@ public class HdfsBench {
             waitForDatanodes(fs);
             systems.put(pair[0], fs);
         }
+        java.nio.file.Path holes = Paths.get(args[3], "holes");
+        filler = FileChannel.open(holes, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE);
+        filler.write(ByteBuffer.allocate(1), FILLER_BYTES);
         for (int round = 1; round <= rounds; round++) {
             System.err.println("bench: round " + round + " of " + rounds);
             for (Map.Entry<String, FileSystem> one : systems.entrySet()) files(one.getKey(), one.getValue(), args[3], args[4].split(","));

@@ -8,7 +8,7 @@
 //! sync would have to wait for. A sync that failed is never tried again on the same file: the kernel may have dropped the pages.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -62,6 +62,15 @@ pub trait File: Send + Sync {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `parts` from `offset` on, one behind the other. Fewer and larger writes are cheaper; nothing else is promised.
+    fn write_parts_at(&self, parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        for part in parts {
+            self.write_all_at(part, offset)?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends with zeros.
@@ -97,6 +106,9 @@ pub trait File: Send + Sync {
 
 /// Held as long as it lives.
 pub trait Lock: Send + Sync {}
+
+/// Most parts that Linux takes in one call.
+const MOST_PARTS: usize = 1024;
 
 /// A tree of files.
 pub trait Fs: Send + Sync + 'static {
@@ -144,6 +156,23 @@ impl File for SystemFile {
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn write_parts_at(&self, mut parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let most = parts.len().min(MOST_PARTS);
+            match rustix::io::pwritev(&self.0, &parts[..most], offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut parts, written);
+                    offset += written as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -369,6 +398,20 @@ mod tests {
         assert_eq!(read_all(&SystemFs, &path, 100).unwrap(), b"two");
         assert_eq!(SystemFs.read_dir(dir.path()).unwrap().len(), 1);
         assert!(read_all(&SystemFs, &path, 2).is_err());
+    }
+
+    #[test]
+    fn parts_lie_one_behind_the_other_however_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("parts");
+        let file = SystemFs.open(&path, OpenMode::Create).unwrap();
+        let parts: Vec<Vec<u8>> = (0..2 * MOST_PARTS + 10).map(|at| vec![at as u8; at % 5]).collect();
+        file.write_all_at(b"head", 0).unwrap();
+        file.write_parts_at(&mut parts.iter().map(|part| IoSlice::new(part)).collect::<Vec<_>>(), 4).unwrap();
+        assert_eq!(read_all(&SystemFs, &path, 1 << 20).unwrap(), [&b"head"[..], &parts.concat()].concat());
+        file.write_parts_at(&mut [], 0).unwrap();
+        let reader = SystemFs.open(&path, OpenMode::Read).unwrap();
+        assert!(reader.write_parts_at(&mut [IoSlice::new(b"x")], 0).is_err());
     }
 
     #[test]

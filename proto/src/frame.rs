@@ -241,6 +241,12 @@ pub struct Opener {
 }
 
 impl Opener {
+    /// As new, in the same memory.
+    pub fn emptied(mut self) -> Self {
+        (self.codec, self.length) = (None, 0);
+        self
+    }
+
     /// Room for a frame's payload, with whatever bytes; to be filled, then [`Self::open`]ed.
     pub fn payload(&mut self, header: &FrameHeader) -> &mut [u8] {
         self.codec = None;
@@ -312,23 +318,25 @@ impl Sealer {
     /// judgement: on incompressible data it is pointless to try every frame.
     pub fn seal(&mut self, block: BlockId, offset: u64, raw: Bytes, try_compress: bool) -> Frame {
         let small = self.compress(&raw, try_compress);
-        let header = header_of(offset, &raw, small.as_deref());
+        let header = header_of(offset, &raw, None, small.as_deref());
         let payload = small.map_or(raw, Bytes::from);
         Frame { header, header_bytes: header.encode(block), payload }
     }
 
     /// The same for data that lies behind room for the header: the first [`FRAME_HEADER_BYTES`] of `bytes`, whatever they hold. Gives
-    /// the whole frame as it goes over the wire, in the same memory unless it shrinks.
+    /// the whole frame as it goes over the wire, in the same memory unless it shrinks. `raw_crc`: the data's CRC-32C, if it is known from
+    /// before the data came here; then it guards this way, too.
     pub fn seal_behind_room(
         &mut self,
         block: BlockId,
         offset: u64,
         mut bytes: Vec<u8>,
         try_compress: bool,
+        raw_crc: Option<u32>,
     ) -> (FrameHeader, Vec<u8>) {
         let raw = &bytes[FRAME_HEADER_BYTES..];
         let small = self.compress(raw, try_compress);
-        let header = header_of(offset, raw, small.as_deref());
+        let header = header_of(offset, raw, raw_crc, small.as_deref());
         if let Some(small) = small {
             bytes = Vec::with_capacity(header.frame_bytes());
             bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
@@ -346,13 +354,13 @@ impl Sealer {
     }
 }
 
-fn header_of(offset: u64, raw: &[u8], small: Option<&[u8]>) -> FrameHeader {
+fn header_of(offset: u64, raw: &[u8], raw_crc: Option<u32>, small: Option<&[u8]>) -> FrameHeader {
     let payload = small.unwrap_or(raw);
     FrameHeader {
         codec: if small.is_some() { Codec::Zstd } else { Codec::Stored },
         raw_len: raw.len() as u32,
         stored_len: payload.len() as u32,
-        raw_crc: crc32c::crc32c(raw),
+        raw_crc: raw_crc.unwrap_or_else(|| crc32c::crc32c(raw)),
         offset,
         stored_crc: crc32fast::hash(payload),
     }
@@ -392,7 +400,7 @@ mod tests {
         for (raw, compress) in [(&text[..], true), (&text, false), (b"x", true)] {
             let frame = seal(raw, compress);
             let behind_room = [&[0xEE; FRAME_HEADER_BYTES][..], raw].concat();
-            let (header, bytes) = Sealer::new(compress).seal_behind_room(BLOCK, 512, behind_room, compress);
+            let (header, bytes) = Sealer::new(compress).seal_behind_room(BLOCK, 512, behind_room, compress, None);
             assert_eq!(header, frame.header);
             assert_eq!(bytes, [&frame.header_bytes[..], &frame.payload].concat());
         }

@@ -69,7 +69,11 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::Datanode(_)) {
         process::keep_freed_memory();
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = async_threads(&cli.command) {
+        builder.worker_threads(threads);
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start: {error}"));
@@ -85,6 +89,13 @@ fn main() -> ExitCode {
     // A thread may be waiting in a read of the terminal: it must not hold the end up.
     runtime.shutdown_background();
     code
+}
+
+/// How many threads move bytes between sockets. A daemon's heavy work has threads of its own (disks, compression, the owner of the namespace): with
+/// one for each core beside them, they would mostly wake each other.
+fn async_threads(command: &Command) -> Option<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    matches!(command, Command::Namenode(_) | Command::Datanode(_)).then(|| cores.div_ceil(2))
 }
 
 /// Help and version are answers; anything else is one line.

@@ -48,6 +48,16 @@ impl DataReader {
         self.end
     }
 
+    /// Frames are opened in this memory.
+    pub fn with_memory(self, frame: Opener) -> Self {
+        Self { frame: frame.emptied(), ..self }
+    }
+
+    /// The memory, for another run.
+    pub fn into_memory(self) -> Opener {
+        self.frame
+    }
+
     /// The next data, at most `limit` bytes of it; empty at the end. Code `Corrupt`: what lies on disk does not verify.
     pub fn next(&mut self, limit: usize) -> Result<&[u8]> {
         if self.position >= self.end {

@@ -1,9 +1,10 @@
 //! Packets become frames, once: this node does for a Hadoop client what Cairn's own client does for itself.
 //!
 //! # Overview
-//! [`Framer`] gathers the data of packets. A frame is cut when it is full, or by whoever knows that no more data may come for a while. Sums of
-//! packets are verified and frames sealed off the async threads, several at a time; [`Cut::seal`] is that work. A packet is verified with the first
-//! frame that has some of its data, so nothing is passed on unverified.
+//! [`Framer`] gathers the data of packets. A frame is cut when it is full, or by whoever knows that no more data may come for a while.
+//! [`Cut::seal`] verifies checksums of packets and makes the frame; off the async threads, several at a time, unless it is quick. A packet is
+//! verified with the first frame that has some of its data, so nothing is passed on unverified. The CRC-32C of a frame's data is put together from the
+//! checksums that the client took.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use cairn_proto::frame::{Codec, DEFAULT_FRAME_RAW_BYTES, FRAME_HEADER_BYTES, Fra
 use cairn_proto::ids::BlockId;
 
 use super::packet::Packet;
-use super::sums::Sums;
+use super::sums::{Joined, Sums};
 use crate::store::lock;
 use crate::store::writer::Chunk;
 
@@ -20,6 +21,11 @@ use crate::store::writer::Chunk;
 const IDLE_SEALERS: usize = 8;
 /// A frame is cut after so many packets however small they are: each of them waits for it.
 const MOST_PACKETS: usize = 256;
+
+/// Verifying and copying less than this takes no longer than handing it to another thread and back does, some times over.
+const QUICK_BYTES: usize = 1 << 20;
+/// The same for compressing.
+const QUICK_TO_COMPRESS: usize = 8 << 10;
 
 /// Compressors that wait for their next frame.
 #[derive(Clone, Default)]
@@ -65,11 +71,17 @@ pub struct Framer {
     judge: Arc<Mutex<Judge>>,
     /// Where the gathered data starts in the block.
     start: u64,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
     gathered: usize,
     /// Packets with data in the next frame that were not verified yet.
     unverified: Vec<Packet>,
     packets: usize,
+}
+
+/// Data of one packet, and its checksums if they are of use.
+struct Part {
+    data: Bytes,
+    crc32c: Option<Bytes>,
 }
 
 /// The data of one frame.
@@ -78,8 +90,9 @@ pub struct Cut {
     sums: Sums,
     pool: SealerPool,
     judge: Arc<Mutex<Judge>>,
+    try_compress: bool,
     offset: u64,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
     bytes: usize,
     unverified: Vec<Packet>,
 }
@@ -121,16 +134,19 @@ impl Framer {
 
     /// Takes the data of a packet from `skip` on; what was skipped is there already. `verified`: its checksums were looked at. Full frames come back.
     pub fn push(&mut self, packet: Packet, skip: usize, verified: bool) -> Vec<Cut> {
-        let mut data = packet.data.slice(skip..);
+        let (all, sums) = (packet.data.clone(), packet.sums.clone());
         if !verified {
             self.unverified.push(packet);
         }
         self.packets += 1;
         let mut full = Vec::new();
-        while !data.is_empty() {
-            let part = data.split_to(data.len().min(DEFAULT_FRAME_RAW_BYTES - self.gathered));
-            self.gathered += part.len();
-            self.parts.push(part);
+        let mut at = skip;
+        while at < all.len() {
+            let length = (all.len() - at).min(DEFAULT_FRAME_RAW_BYTES - self.gathered);
+            let crc32c = self.sums.crc32c_of_part(&sums, all.len(), at, length);
+            self.parts.push(Part { data: all.slice(at..at + length), crc32c });
+            self.gathered += length;
+            at += length;
             if self.gathered == DEFAULT_FRAME_RAW_BYTES {
                 full.extend(self.cut());
             }
@@ -151,6 +167,7 @@ impl Framer {
             sums: self.sums,
             pool: self.pool.clone(),
             judge: Arc::clone(&self.judge),
+            try_compress: lock(&self.judge).try_next(),
             offset: self.start,
             parts: std::mem::take(&mut self.parts),
             bytes: self.gathered,
@@ -172,21 +189,36 @@ pub fn verify(packet: &Packet, sums: &Sums) -> Result<(), BadPacket> {
 }
 
 impl Cut {
+    /// [`Self::seal`] may run on an async thread.
+    pub fn is_quick(&self) -> bool {
+        let verify: usize = self.unverified.iter().map(|packet| packet.data.len()).sum();
+        verify <= QUICK_BYTES && (!self.try_compress || self.bytes <= QUICK_TO_COMPRESS)
+    }
+
+    /// What the packets' checksums say of the data.
+    fn raw_crc(&self) -> Option<u32> {
+        let mut joined = Joined::default();
+        for part in &self.parts {
+            joined.push(&self.sums, part.crc32c.as_ref()?, part.data.len());
+        }
+        Some(joined.crc32c())
+    }
+
     /// Verifies the packets and makes the frame, as it goes over the wire and onto disk.
     pub fn seal(self) -> Result<Chunk, BadPacket> {
-        let Self { block, sums, pool, judge, offset, parts, bytes, unverified } = self;
-        for packet in &unverified {
-            verify(packet, &sums)?;
+        for packet in &self.unverified {
+            verify(packet, &self.sums)?;
         }
+        let raw_crc = self.raw_crc();
+        let Self { block, pool, judge, try_compress, offset, parts, bytes, unverified, .. } = self;
         // The data is copied once: out of the packets, to its place in the frame.
         let mut whole = Vec::with_capacity(FRAME_HEADER_BYTES + bytes);
         whole.resize(FRAME_HEADER_BYTES, 0);
-        parts.iter().for_each(|part| whole.extend_from_slice(part));
+        parts.iter().for_each(|part| whole.extend_from_slice(&part.data));
         drop((parts, unverified));
-        let try_compress = lock(&judge).try_next();
         let pooled = lock(&pool.idle).pop();
         let mut sealer = pooled.unwrap_or_else(|| Sealer::new(true));
-        let (header, whole) = sealer.seal_behind_room(block, offset, whole, try_compress);
+        let (header, whole) = sealer.seal_behind_room(block, offset, whole, try_compress, raw_crc);
         if try_compress {
             lock(&judge).learn(&header);
         }

@@ -1,9 +1,10 @@
 //! Operation 81: a Hadoop client reads a range of a block.
 //!
-//! Frames are decoded, verified and made into packets with checksums off the async threads, the next piece while one is on its way. Data starts at
+//! Frames are decoded, verified and made into packets with checksums off the async threads, the next pieces while one is on its way. Data starts at
 //! the start of a chunk and ends with one (or the block), so that the checksums cover whole chunks. Of a block that is being written as much is
 //! given as all its nodes hold.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,11 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::net::Conn;
+use cairn_proto::frame::Opener;
 use cairn_proto::hadoop::{
     BlockOpResponse, Checksum, ChecksumType, ClientReadStatus, DataStatus, OpReadBlock, ReadOpChecksumInfo,
 };
 use cairn_proto::ids::{BlockId, Generation};
 use cairn_proto::{Error, ErrorCode, Result, pb};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use tokio::io::AsyncWriteExt;
 
 use super::data::DataReader;
@@ -26,9 +30,11 @@ use crate::store::Readable;
 use crate::transfer::Transfer;
 
 /// Data per packet.
-const PACKET_DATA: usize = 64 << 10;
+const PACKET_DATA: u64 = 64 << 10;
 /// Data that is made into packets at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: u64 = 1 << 20;
+/// Pieces that are made, or wait, while one is sent.
+const AHEAD: usize = 2;
 /// Another node of the pipeline may have told the client of data whose ack is still on its way to this one.
 const CATCH_UP: Duration = Duration::from_secs(3);
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(10);
@@ -38,50 +44,25 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
     transfer.metrics.reads.fetch_add(1, Ordering::Relaxed);
     let request: OpReadBlock = decode(&body)?;
     let sums = if request.send_checksums.unwrap_or(true) { Sums::READ } else { Sums::NONE };
-    let (block, finalized, packets) = match open(transfer, &request, sums).await {
+    let (block, finalized, pieces) = match open(transfer, &request, sums).await {
         Ok(opened) => opened,
         Err(error) => return refuse(conn, &error).await,
     };
     let none = sums.kind() == SumKind::Null;
     let kind = if none { ChecksumType::ChecksumNull } else { ChecksumType::ChecksumCrc32c };
     let checksum = Checksum { r#type: kind as i32, bytes_per_checksum: READ_CHUNK as u32 };
-    let info = ReadOpChecksumInfo { checksum, chunk_offset: packets.data.position() };
+    let info = ReadOpChecksumInfo { checksum, chunk_offset: pieces.at };
     let ready = BlockOpResponse { read_op_checksum_info: Some(info), ..answer(DataStatus::StatusSuccess) };
     send(conn, &ready).await?;
-    let mut packets = Some(packets);
-    // One is on its way while the other is filled.
-    let (mut ready, mut sent_before): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
-    loop {
-        let mut room = std::mem::take(&mut sent_before);
-        room.clear();
-        let make = async {
-            let Some(mut more) = packets.take() else { return (None, Ok(room)) };
-            transfer
-                .env
-                .work
-                .io(move || {
-                    let made = more.make(room);
-                    (Some(more), made)
-                })
-                .await
-        };
-        let ((rest, made), sent) = tokio::join!(make, put(transfer, conn, &ready));
-        sent?;
-        let made = made.map_err(|error| {
-            tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
-            if finalized {
-                transfer.store.suspect(block);
-            }
-            // There is no word for it in the middle of packets: the client goes to another replica.
-            io::Error::other(error)
-        })?;
-        sent_before = std::mem::replace(&mut ready, made);
-        packets = rest.filter(|rest| !rest.ended);
-        if ready.is_empty() {
-            break;
+    let sent = send_all(transfer, conn, pieces).await?;
+    sent.map_err(|error| {
+        tracing::warn!("a read of block {block} by {} breaks off: {error}", conn.peer_addr());
+        if finalized {
+            transfer.store.suspect(block);
         }
-        transfer.metrics.bytes_sent.fetch_add(ready.len() as u64, Ordering::Relaxed);
-    }
+        // There is no word for it in the middle of packets: the client goes to another replica.
+        io::Error::other(error)
+    })?;
     // It says that all was right; what else it may say changes nothing here.
     let said = transfer.env.clock.timeout(transfer.settings.idle_timeout(), read_delimited(conn, 1 << 10)).await;
     let said: ClientReadStatus = decode(&said.map_err(|_| io::ErrorKind::TimedOut)??)?;
@@ -91,20 +72,49 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
     Ok(())
 }
 
-/// Writes, as long as the peer takes something now and then.
-async fn put(transfer: &Transfer, conn: &mut Conn, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the reader takes no data");
-        let written = transfer.env.clock.timeout(READER_STALL, conn.write(bytes)).await.map_err(stalled)??;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+/// Sends one piece while the next ones are made. The inner error: the data is not what it was.
+async fn send_all(transfer: &Transfer, conn: &mut Conn, mut pieces: Pieces) -> io::Result<Result<()>> {
+    let mut making = FuturesOrdered::new();
+    let mut made: VecDeque<Room> = VecDeque::new();
+    let mut sent = 0;
+    loop {
+        while making.len() + made.len() <= AHEAD
+            && let Some(piece) = pieces.next()
+        {
+            let work = transfer.env.work.clone();
+            making.push_back(async move { work.io(move || piece.make()).await });
         }
-        bytes = &bytes[written..];
+        tokio::select! {
+            Some(piece) = making.next(), if !making.is_empty() => match piece {
+                Ok(piece) => made.push_back(piece),
+                Err(error) => return Ok(Err(error)),
+            },
+            taken = put(transfer, conn, made.front(), sent), if !made.is_empty() => {
+                sent += taken?;
+                if made.front().is_some_and(|front| front.bytes.len() <= sent)
+                    && let Some(done) = made.pop_front()
+                {
+                    transfer.metrics.bytes_sent.fetch_add(sent as u64, Ordering::Relaxed);
+                    sent = 0;
+                    pieces.spare.push(done);
+                }
+            }
+            else => return Ok(Ok(())),
+        }
     }
-    Ok(())
 }
 
-async fn open(transfer: &Transfer, request: &OpReadBlock, sums: Sums) -> Result<(BlockId, bool, Packets)> {
+/// Writes what the peer takes of it, from `from` on. Dropped, it has written nothing.
+async fn put(transfer: &Transfer, conn: &mut Conn, room: Option<&Room>, from: usize) -> io::Result<usize> {
+    let bytes = room.and_then(|room| room.bytes.get(from..)).unwrap_or_default();
+    let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the reader takes no data");
+    match transfer.env.clock.timeout(READER_STALL, conn.write(bytes)).await.map_err(stalled)?? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        taken => Ok(taken),
+    }
+}
+
+async fn open(transfer: &Transfer, request: &OpReadBlock, sums: Sums) -> Result<(BlockId, bool, Pieces)> {
     let (block, generation) = check_block(transfer, &request.header.base_header.block)?;
     let end = request.offset.checked_add(request.len);
     let readable = readable_to(transfer, block, generation, end.unwrap_or(u64::MAX)).await?;
@@ -118,9 +128,11 @@ async fn open(transfer: &Transfer, request: &OpReadBlock, sums: Sums) -> Result<
     let chunk = READ_CHUNK as u64;
     let start = request.offset / chunk * chunk;
     let end = if request.len == 0 { start } else { end.next_multiple_of(chunk).min(readable.length) };
-    let data = DataReader::new(&readable, block, start, end)?;
+    // What cannot be read is refused now, not in the middle.
+    DataReader::new(&readable, block, start, end)?;
     let finalized = readable.state == pb::ReplicaState::Finalized;
-    Ok((block, finalized, Packets { data, sums, seqno: 0, ended: false }))
+    let source = Arc::new(Source { readable, block, sums, end });
+    Ok((block, finalized, Pieces { source, at: start, seqno: 0, ended: false, spare: Vec::new() }))
 }
 
 /// Opens a replica; if it is being written and shorter than asked for, after a moment in which it may catch up.
@@ -137,36 +149,79 @@ async fn readable_to(transfer: &Transfer, block: BlockId, generation: Generation
     }
 }
 
-/// The packets of a read.
-struct Packets {
-    data: DataReader,
+/// What is read.
+struct Source {
+    readable: Readable,
+    block: BlockId,
     sums: Sums,
-    seqno: i64,
-    /// The last, empty one was made.
-    ended: bool,
+    end: u64,
 }
 
-impl Packets {
-    /// The next ones, appended to `out`. Blocking.
-    fn make(&mut self, mut out: Vec<u8>) -> Result<Vec<u8>> {
-        let left = usize::try_from(self.data.end() - self.data.position()).unwrap_or(usize::MAX);
-        let count = left.min(PIECE).div_ceil(PACKET_DATA) + 1;
-        out.reserve(left.min(PIECE) / READ_CHUNK * (READ_CHUNK + 4) + count * 64 + 1_024);
-        let mut made = 0;
-        while made < PIECE {
-            let (offset, end) = (self.data.position(), self.data.end());
-            let data_len = usize::try_from(end - offset).unwrap_or(usize::MAX).min(PACKET_DATA);
-            let header = PacketHeader { offset, seqno: self.seqno, last: data_len == 0, data_len, sync: false };
-            self.seqno += 1;
-            let mut outcome = Ok(());
-            packet::append(&mut out, &header, &self.sums, |out| outcome = self.data.copy_to(out, data_len));
-            outcome?;
-            if data_len == 0 {
-                self.ended = true;
-                break;
-            }
-            made += data_len;
+/// Memory of a piece, used again for another one.
+#[derive(Default)]
+struct Room {
+    bytes: Vec<u8>,
+    frame: Opener,
+}
+
+/// The pieces of a read, in their order.
+struct Pieces {
+    source: Arc<Source>,
+    at: u64,
+    seqno: i64,
+    ended: bool,
+    spare: Vec<Room>,
+}
+
+impl Pieces {
+    fn next(&mut self) -> Option<Piece> {
+        if self.ended {
+            return None;
         }
-        Ok(out)
+        let (from, seqno, end) = (self.at, self.seqno, self.source.end);
+        // Ends where frames do that writers filled: each of them is opened once.
+        self.at = ((from / PIECE + 1) * PIECE).min(end);
+        self.seqno += (self.at - from).div_ceil(PACKET_DATA) as i64;
+        self.ended = self.at == end;
+        let (source, room) = (Arc::clone(&self.source), self.spare.pop().unwrap_or_default());
+        Some(Piece { source, from, to: self.at, seqno, last: self.ended, room })
+    }
+}
+
+/// Some packets of a read.
+struct Piece {
+    source: Arc<Source>,
+    from: u64,
+    to: u64,
+    /// Of its first packet.
+    seqno: i64,
+    /// An empty packet follows, which ends the read.
+    last: bool,
+    room: Room,
+}
+
+impl Piece {
+    /// Blocking.
+    fn make(self) -> Result<Room> {
+        let Self { source, from, to, mut seqno, last, room: Room { bytes: mut out, frame } } = self;
+        let mut data = DataReader::new(&source.readable, source.block, from, to)?.with_memory(frame);
+        out.clear();
+        let size = to - from;
+        let most = size + source.sums.bytes_for(size as usize) as u64 + (size.div_ceil(PACKET_DATA) + 1) * 64;
+        out.reserve(most as usize);
+        let mut packet = |out: &mut Vec<u8>, offset: u64, data_len: usize| {
+            let header = PacketHeader { offset, seqno, last: data_len == 0, data_len, sync: false };
+            seqno += 1;
+            let mut outcome = Ok(());
+            packet::append(out, &header, &source.sums, |out| outcome = data.copy_to(out, data_len));
+            outcome
+        };
+        for offset in (from..to).step_by(PACKET_DATA as usize) {
+            packet(&mut out, offset, (to - offset).min(PACKET_DATA) as usize)?;
+        }
+        if last {
+            packet(&mut out, to, 0)?;
+        }
+        Ok(Room { bytes: out, frame: data.into_memory() })
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! They guard the way between a client and this node. What is stored has the checksums of its frames.
 
+use std::sync::LazyLock;
+
+use bytes::Bytes;
 use cairn_proto::{Error, ErrorCode, Result};
 
 /// Bytes of data per checksum that readers get.
@@ -68,6 +71,14 @@ impl Sums {
         if self.kind == SumKind::Null { 0 } else { data.div_ceil(self.chunk) * SUM_BYTES }
     }
 
+    /// Of the checksums of `data` bytes those of its part `from .. from + length`, if that is whole chunks and CRC-32C is what they are.
+    pub fn crc32c_of_part(&self, sums: &Bytes, data: usize, from: usize, length: usize) -> Option<Bytes> {
+        let end = from + length;
+        let whole = from.is_multiple_of(self.chunk) && (end.is_multiple_of(self.chunk) || end == data);
+        let at = from / self.chunk * SUM_BYTES;
+        (whole && self.kind == SumKind::Crc32c).then(|| sums.slice(at..at + self.bytes_for(length)))
+    }
+
     fn of(&self, data: &[u8]) -> u32 {
         match self.kind {
             SumKind::Null => 0,
@@ -99,9 +110,81 @@ impl Sums {
     }
 }
 
+/// CRC-32C of data of which only the checksums of its chunks are looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Joined(u32);
+
+/// What [`READ_CHUNK`] more bytes make of a CRC-32C, for each value of each of its bytes.
+static CHUNK_LATER: LazyLock<[[u32; 256]; 4]> = LazyLock::new(|| {
+    // It is linear: what becomes of single bits says all.
+    let bits: [u32; 32] = std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, READ_CHUNK));
+    std::array::from_fn(|byte| {
+        std::array::from_fn(|value| {
+            let set = (0..8).filter(|bit| value >> bit & 1 == 1);
+            set.fold(0, |sum, bit| sum ^ bits[byte * 8 + bit])
+        })
+    })
+});
+
+impl Joined {
+    /// Of all that was pushed.
+    pub fn crc32c(self) -> u32 {
+        self.0
+    }
+
+    /// The checksums of the next `length` bytes, taken as `sums` says.
+    pub fn push(&mut self, sums: &Sums, of: &[u8], length: usize) {
+        let later = &*CHUNK_LATER;
+        let (chunks, _) = of.as_chunks::<SUM_BYTES>();
+        let mut left = length;
+        for sum in chunks {
+            let (sum, bytes) = (u32::from_be_bytes(*sum), left.min(sums.chunk));
+            left -= bytes;
+            self.0 = if bytes == READ_CHUNK {
+                let [a, b, c, d] = self.0.to_le_bytes().map(usize::from);
+                later[0][a] ^ later[1][b] ^ later[2][c] ^ later[3][d] ^ sum
+            } else {
+                crc32c::crc32c_combine(self.0, sum, bytes)
+            };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn joined_checksums_are_those_of_the_whole(
+            data in proptest::collection::vec(any::<u8>(), 0..5_000),
+            chunk in prop_oneof![Just(512u32), 1u32..3_000],
+            cut in 0usize..10,
+        ) {
+            let sums = Sums::named(2, chunk).unwrap();
+            let mut all = vec![0; sums.bytes_for(data.len())];
+            sums.fill(&data, &mut all);
+            let all = Bytes::from(all);
+            let cut = (cut * chunk as usize).min(data.len());
+            let mut joined = Joined::default();
+            for (from, length) in [(0, cut), (cut, data.len() - cut)] {
+                joined.push(&sums, &sums.crc32c_of_part(&all, data.len(), from, length).unwrap(), length);
+            }
+            prop_assert_eq!(joined.crc32c(), crc32c::crc32c(&data));
+        }
+    }
+
+    #[test]
+    fn only_whole_chunks_of_crc32c_are_joined() {
+        let (sums, all) = (Sums::named(2, 512).unwrap(), Bytes::from(vec![1; 12]));
+        assert_eq!(sums.crc32c_of_part(&all, 1_300, 512, 788).map(|part| part.len()), Some(8));
+        assert_eq!(sums.crc32c_of_part(&all, 1_300, 1_024, 276).map(|part| part.len()), Some(4));
+        assert_eq!(sums.crc32c_of_part(&all, 1_300, 512, 700), None);
+        assert_eq!(sums.crc32c_of_part(&all, 1_300, 100, 412), None);
+        assert_eq!(Sums::named(1, 512).unwrap().crc32c_of_part(&all, 1_300, 0, 512), None);
+    }
 
     #[test]
     fn both_kinds_are_the_published_functions_big_endian() {

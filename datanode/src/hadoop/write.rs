@@ -20,7 +20,7 @@
 //! # Loss of the client
 //! The pipeline ends as when one of our own clients leaves: each node keeps what it holds, to be recovered.
 
-use std::future::pending;
+use std::future::{pending, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -215,8 +215,7 @@ impl<R: AsyncRead + Unpin> Receive<'_, R> {
         let idle = self.transfer.settings.idle_timeout();
         loop {
             if self.held_back.is_some() {
-                // Who waits for acks must not wait for more data.
-                self.cut();
+                self.hurry();
             }
             if self.ended && self.sealing.is_empty() && self.held_back.is_none() {
                 return Ok(());
@@ -248,7 +247,7 @@ impl<R: AsyncRead + Unpin> Receive<'_, R> {
                         tracing::warn!("the Hadoop writer of block {} said nothing for {idle:?}", self.block);
                         return Err(Flaw::Tell(DataStatus::StatusError, None));
                     }
-                    self.cut();
+                    self.hurry();
                 }
             }
         }
@@ -261,7 +260,18 @@ impl<R: AsyncRead + Unpin> Receive<'_, R> {
         }
     }
 
+    /// Somebody may wait for acks of what is here: it must not wait for more data, here or at the disk of any node.
+    fn hurry(&mut self) {
+        if !self.framer.is_empty() {
+            self.mark(MarkerKind::Flush);
+        }
+    }
+
     fn seal(&mut self, cut: Cut) {
+        if cut.is_quick() {
+            self.sealing.push_back(Box::pin(ready(cut.seal().map(Item::Frames))));
+            return;
+        }
         let work = self.transfer.env.work.clone();
         self.sealing.push_back(Box::pin(async move { work.cpu(move || cut.seal()).await.map(Item::Frames) }));
     }

@@ -11,6 +11,7 @@
 //! # What leaks
 //! Nothing: a writer that is dropped must be ended by `finalize` or `abandon`; both settle the entry in the replica map and give back reserved room.
 
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,10 +32,6 @@ use super::{BlockStore, lock};
 
 /// Write-back of what was written starts every so many bytes, so that the sync at the end has little left to do.
 const WRITE_BACK_STEP: u64 = 8 << 20;
-/// Chunks smaller than this are gathered before they are written.
-const SMALL_CHUNK: usize = 64 << 10;
-/// Most bytes gathered.
-const GATHER_BYTES: usize = 1 << 20;
 
 /// Whole, verified frames, back to back.
 #[derive(Clone, Debug)]
@@ -148,7 +145,6 @@ pub struct ReplicaWriter {
     open: Arc<OpenReplica>,
     reserved: u64,
     written_back: u64,
-    gathered: Vec<u8>,
     name_durable: bool,
     /// The file has its final name: it is not this writer's any more.
     finalized: bool,
@@ -181,7 +177,6 @@ impl ReplicaWriter {
             open,
             reserved: start.reserved,
             written_back,
-            gathered: Vec::new(),
             name_durable: start.name_durable,
             finalized: false,
             replaces: start.replaces,
@@ -234,20 +229,11 @@ impl ReplicaWriter {
             reserved?;
             self.reserved += taken;
         }
-        let mut at = lock(&self.open.index).frames_end();
-        let first = at;
-        let mut gathered = std::mem::take(&mut self.gathered);
-        for chunk in chunks {
-            if chunk.bytes.len() < SMALL_CHUNK && gathered.len() + chunk.bytes.len() <= GATHER_BYTES {
-                gathered.extend_from_slice(&chunk.bytes);
-                continue;
-            }
-            at = self.write_gathered(&mut gathered, at)?;
-            at = self.write(&chunk.bytes, at)?;
-        }
-        at = self.write_gathered(&mut gathered, at)?;
-        self.gathered = gathered;
-        debug_assert_eq!(at - first, total, "every byte was written");
+        let at = lock(&self.open.index).frames_end();
+        let mut parts: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(&chunk.bytes)).collect();
+        let written = self.open.file.write_parts_at(&mut parts, at);
+        written.map_err(|error| self.failed("writing", &error))?;
+        let at = at + total;
         let mut index = lock(&self.open.index);
         chunks.iter().flat_map(|chunk| &chunk.headers).for_each(|header| index.push(header));
         drop(index);
@@ -258,20 +244,6 @@ impl ReplicaWriter {
             self.written_back = at;
         }
         Ok(())
-    }
-
-    fn write_gathered(&self, gathered: &mut Vec<u8>, at: u64) -> Result<u64> {
-        if gathered.is_empty() {
-            return Ok(at);
-        }
-        let end = self.write(gathered, at)?;
-        gathered.clear();
-        Ok(end)
-    }
-
-    fn write(&self, bytes: &[u8], at: u64) -> Result<u64> {
-        self.open.file.write_all_at(bytes, at).map_err(|error| self.failed("writing", &error))?;
-        Ok(at + bytes.len() as u64)
     }
 
     /// Makes what was written durable.

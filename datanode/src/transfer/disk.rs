@@ -25,6 +25,8 @@ use crate::store::writer::{Chunk, Matcher, ReplicaWriter};
 pub const JOBS: usize = 64;
 /// So much is worth a piece of work of its own on a blocking thread.
 const BATCH_BYTES: usize = 1 << 20;
+/// Less waits so long for more, unless a marker says that somebody waits for it.
+const GATHER: Duration = Duration::from_millis(2);
 /// A finished block's report may hold its ack back this long.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -104,12 +106,15 @@ pub async fn run(
     let mut finished = false;
     'jobs: while !finished && jobs.recv_many(&mut waiting, JOBS).await > 0 {
         if is_small(&waiting) {
-            // The reader often has more at hand: fewer, larger pieces of work.
-            tokio::task::yield_now().await;
-            while waiting.len() < JOBS && is_small(&waiting) {
-                let Ok(job) = jobs.try_recv() else { break };
-                waiting.push(job);
-            }
+            // Fewer, larger pieces of work: each costs two turns from thread to thread.
+            let more = async {
+                while waiting.len() < JOBS && is_small(&waiting) {
+                    let Some(job) = jobs.recv().await else { break };
+                    waiting.push(job);
+                }
+            };
+            // What there is goes on either way.
+            let _ = transfer.env.clock.timeout(GATHER, more).await;
         }
         let mut chunks = Vec::new();
         let mut permits = Vec::new();
