@@ -52,14 +52,20 @@ public class HdfsBench {
     }
 
     /**
-     * What every measurement starts from: nothing left for the kernel to write that the one before did not wait for, and memory full of cached pages,
+     * What every measurement starts from: nothing left for the disks to do that the one before did not wait for, and memory full of cached pages,
      * as on a machine that has been at work. Of free memory a virtual machine's host may have to be asked for each page.
      */
     static void settle() throws Exception {
         if (new ProcessBuilder("sync").inheritIO().start().waitFor() != 0) throw new IOException("sync failed");
-        for (List<String> before = null, now; !(now = Files.readAllLines(Paths.get("/proc/diskstats"))).equals(before); before = now) Thread.sleep(1_000);
+        List<String> before = null;
+        for (int seconds = 0; seconds < 60; seconds++) {
+            List<String> now = Files.readAllLines(Paths.get("/proc/diskstats"));
+            if (now.equals(before)) break;
+            before = now;
+            Thread.sleep(1_000);
+        }
         ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
-        for (long before = Long.MAX_VALUE, free; before - (free = freeBytes()) > STEP_BYTES / 2; before = free) {
+        for (long last = Long.MAX_VALUE, free; last - (free = freeBytes()) > STEP_BYTES / 2; last = free) {
             for (long end = fillerAt + STEP_BYTES; fillerAt < end; fillerAt += buffer.position()) {
                 buffer.clear();
                 if (filler.read(buffer, fillerAt) <= 0) throw new IOException("the file that fills memory has ended");

@@ -22,7 +22,7 @@ const IDLE_SEALERS: usize = 8;
 /// A frame is cut after so many packets however small they are: each of them waits for it.
 const MOST_PACKETS: usize = 256;
 
-/// Verifying and copying less than this takes no longer than handing it to another thread and back does, some times over.
+/// Verifying and copying so much takes no longer than a few turns from thread to thread.
 const QUICK_BYTES: usize = 1 << 20;
 /// The same for compressing.
 const QUICK_TO_COMPRESS: usize = 8 << 10;
@@ -91,6 +91,7 @@ pub struct Cut {
     pool: SealerPool,
     judge: Arc<Mutex<Judge>>,
     try_compress: bool,
+    quick: bool,
     offset: u64,
     parts: Vec<Part>,
     bytes: usize,
@@ -154,6 +155,10 @@ impl Framer {
         if self.packets >= MOST_PACKETS {
             full.extend(self.cut());
         }
+        if all.len() > QUICK_BYTES {
+            // Each may be, all together are not.
+            full.iter_mut().for_each(|cut| cut.quick = false);
+        }
         full
     }
 
@@ -162,12 +167,15 @@ impl Framer {
         if self.gathered == 0 {
             return None;
         }
+        let try_compress = lock(&self.judge).try_next();
+        let verify: usize = self.unverified.iter().map(|packet| packet.data.len()).sum();
         let cut = Cut {
             block: self.block,
             sums: self.sums,
             pool: self.pool.clone(),
             judge: Arc::clone(&self.judge),
-            try_compress: lock(&self.judge).try_next(),
+            try_compress,
+            quick: verify <= QUICK_BYTES && (!try_compress || self.gathered <= QUICK_TO_COMPRESS),
             offset: self.start,
             parts: std::mem::take(&mut self.parts),
             bytes: self.gathered,
@@ -191,8 +199,7 @@ pub fn verify(packet: &Packet, sums: &Sums) -> Result<(), BadPacket> {
 impl Cut {
     /// [`Self::seal`] may run on an async thread.
     pub fn is_quick(&self) -> bool {
-        let verify: usize = self.unverified.iter().map(|packet| packet.data.len()).sum();
-        verify <= QUICK_BYTES && (!self.try_compress || self.bytes <= QUICK_TO_COMPRESS)
+        self.quick
     }
 
     /// What the packets' checksums say of the data.
@@ -288,6 +295,33 @@ mod tests {
         let first = framer.push(bad, 0, false).remove(0);
         // The damage lies behind the end of this frame, and is found all the same.
         assert_eq!(first.seal().unwrap_err(), BadPacket { seqno: 5, at: 200_000 + 99_840 });
+    }
+
+    #[test]
+    fn only_little_work_is_quick() {
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        assert!(framer.push(packet(0, 0, &[1; 100]), 0, false).is_empty());
+        assert!(framer.cut().unwrap().is_quick());
+        let whole = framer.push(packet(1, 100, &[1; DEFAULT_FRAME_RAW_BYTES]), 0, false).remove(0);
+        assert!(!whole.is_quick(), "it is to be compressed");
+        // What never shrinks is not tried for a while.
+        let mut random = vec![0; 300_000];
+        let mut seed = 1u64;
+        random.iter_mut().for_each(|byte| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (seed >> 56) as u8;
+        });
+        let mut tried = 0;
+        while framer.push(packet(2, framer.end(), &random), 0, false).into_iter().any(|cut| {
+            let quick = cut.is_quick();
+            cut.seal().unwrap();
+            !quick
+        }) {
+            tried += 1;
+            assert!(tried < 10, "compression is tried for ever");
+        }
+        let large = framer.push(packet(3, framer.end(), &random.repeat(8)), 0, true);
+        assert!(large.len() > 8 && large.iter().all(|cut| !cut.is_quick()));
     }
 
     #[test]
