@@ -122,7 +122,7 @@ public class HdfsBench {
     static void waitForRoom(String folder, long bytes) throws Exception {
         long end = System.nanoTime() + 120_000_000_000L;
         while (Files.getFileStore(Paths.get(folder)).getUnallocatedSpace() < bytes) {
-            if (System.nanoTime() > end) throw new IOException("deleted blocks still take room");
+            if (System.nanoTime() > end) throw new IOException("deleted blocks still take room, or something else fills the disk of " + folder);
             Thread.sleep(200);
         }
     }

@@ -24,7 +24,9 @@ const MOST_PACKETS: usize = 256;
 
 /// Verifying and copying so much takes no longer than a few turns from thread to thread.
 const QUICK_BYTES: usize = 1 << 20;
-/// The same for compressing.
+/// A byte of checksums takes as long as so many bytes of data.
+const SUM_COSTS: usize = 8;
+/// So much is compressed as quickly.
 const QUICK_TO_COMPRESS: usize = 8 << 10;
 
 /// Compressors that wait for their next frame.
@@ -168,7 +170,9 @@ impl Framer {
             return None;
         }
         let try_compress = lock(&self.judge).try_next();
-        let verify: usize = self.unverified.iter().map(|packet| packet.data.len()).sum();
+        // A checksum costs something even where it covers next to no data.
+        let verify: usize =
+            self.unverified.iter().map(|packet| packet.data.len() + packet.sums.len() * SUM_COSTS).sum();
         let cut = Cut {
             block: self.block,
             sums: self.sums,
@@ -206,7 +210,7 @@ impl Cut {
     fn raw_crc(&self) -> Option<u32> {
         let mut joined = Joined::default();
         for part in &self.parts {
-            joined.push(&self.sums, part.crc32c.as_ref()?, part.data.len());
+            joined.push(part.crc32c.as_ref()?, part.data.len());
         }
         Some(joined.crc32c())
     }
@@ -320,6 +324,11 @@ mod tests {
             tried += 1;
             assert!(tried < 10, "compression is tried for ever");
         }
+        let sums = Sums::named(2, 1).unwrap();
+        let mut costly = Framer::new(BLOCK, 0, sums, &SealerPool::default());
+        let many = Packet { sums: vec![0; 4 * random.len()].into(), ..packet(3, 0, &random) };
+        costly.judge.lock().unwrap().skip = 9;
+        assert!(costly.push(many, 0, false).iter().all(|cut| !cut.is_quick()), "a checksum for each byte");
         let large = framer.push(packet(3, framer.end(), &random.repeat(8)), 0, true);
         assert!(large.len() > 8 && large.iter().all(|cut| !cut.is_quick()));
     }

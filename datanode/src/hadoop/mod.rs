@@ -19,7 +19,8 @@
 //!
 //! # Limits
 //! Operations count among `max_transfers` with those of our own. Lengths from outside are checked before anything is allocated. A writer
-//! that sends nothing is cut after the idle timeout, a reader that takes nothing after [`READER_STALL`].
+//! that sends nothing is cut after the idle timeout, a reader that takes nothing after [`READER_STALL`]. A reader holds three pieces of a mebibyte
+//! and a frame for each.
 
 mod answer;
 pub mod checksum;

@@ -85,6 +85,7 @@ async fn send_all(transfer: &Transfer, conn: &mut Conn, mut pieces: Pieces) -> i
             making.push_back(async move { work.io(move || piece.make()).await });
         }
         tokio::select! {
+            biased;
             Some(piece) = making.next(), if !making.is_empty() => match piece {
                 Ok(piece) => made.push_back(piece),
                 Err(error) => return Ok(Err(error)),

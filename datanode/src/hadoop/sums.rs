@@ -71,12 +71,12 @@ impl Sums {
         if self.kind == SumKind::Null { 0 } else { data.div_ceil(self.chunk) * SUM_BYTES }
     }
 
-    /// Of the checksums of `data` bytes those of its part `from .. from + length`, if that is whole chunks and CRC-32C is what they are.
+    /// Of the checksums of `data` bytes those of its part `from .. from + length`, if that is whole chunks and [`Joined`] takes them.
     pub fn crc32c_of_part(&self, sums: &Bytes, data: usize, from: usize, length: usize) -> Option<Bytes> {
         let end = from + length;
-        let whole = from.is_multiple_of(self.chunk) && (end.is_multiple_of(self.chunk) || end == data);
-        let at = from / self.chunk * SUM_BYTES;
-        (whole && self.kind == SumKind::Crc32c).then(|| sums.slice(at..at + self.bytes_for(length)))
+        let whole = from.is_multiple_of(READ_CHUNK) && (end.is_multiple_of(READ_CHUNK) || end == data);
+        let at = from / READ_CHUNK * SUM_BYTES;
+        (whole && *self == Self::READ).then(|| sums.slice(at..at + self.bytes_for(length)))
     }
 
     fn of(&self, data: &[u8]) -> u32 {
@@ -110,7 +110,8 @@ impl Sums {
     }
 }
 
-/// CRC-32C of data of which only the checksums of its chunks are looked at.
+/// CRC-32C of data of which only the checksums of its chunks are looked at. These are as readers get them ([`Sums::READ`]), as writers send them by
+/// default: others (one for each byte, say) would cost more to join than the data to read.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Joined(u32);
 
@@ -132,13 +133,13 @@ impl Joined {
         self.0
     }
 
-    /// The checksums of the next `length` bytes, taken as `sums` says.
-    pub fn push(&mut self, sums: &Sums, of: &[u8], length: usize) {
+    /// The checksums of the next `length` bytes. Only the last one may be of less than a chunk.
+    pub fn push(&mut self, sums: &[u8], length: usize) {
         let later = &*CHUNK_LATER;
-        let (chunks, _) = of.as_chunks::<SUM_BYTES>();
+        let (sums, _) = sums.as_chunks::<SUM_BYTES>();
         let mut left = length;
-        for sum in chunks {
-            let (sum, bytes) = (u32::from_be_bytes(*sum), left.min(sums.chunk));
+        for sum in sums {
+            let (sum, bytes) = (u32::from_be_bytes(*sum), left.min(READ_CHUNK));
             left -= bytes;
             self.0 = if bytes == READ_CHUNK {
                 let [a, b, c, d] = self.0.to_le_bytes().map(usize::from);
@@ -160,17 +161,16 @@ mod tests {
         #[test]
         fn joined_checksums_are_those_of_the_whole(
             data in proptest::collection::vec(any::<u8>(), 0..5_000),
-            chunk in prop_oneof![Just(512u32), 1u32..3_000],
             cut in 0usize..10,
         ) {
-            let sums = Sums::named(2, chunk).unwrap();
+            let sums = Sums::READ;
             let mut all = vec![0; sums.bytes_for(data.len())];
             sums.fill(&data, &mut all);
             let all = Bytes::from(all);
-            let cut = (cut * chunk as usize).min(data.len() / chunk as usize * chunk as usize);
+            let cut = (cut * READ_CHUNK).min(data.len() / READ_CHUNK * READ_CHUNK);
             let mut joined = Joined::default();
             for (from, length) in [(0, cut), (cut, data.len() - cut)] {
-                joined.push(&sums, &sums.crc32c_of_part(&all, data.len(), from, length).unwrap(), length);
+                joined.push(&sums.crc32c_of_part(&all, data.len(), from, length).unwrap(), length);
             }
             prop_assert_eq!(joined.crc32c(), crc32c::crc32c(&data));
         }
@@ -183,7 +183,9 @@ mod tests {
         assert_eq!(sums.crc32c_of_part(&all, 1_300, 1_024, 276).map(|part| part.len()), Some(4));
         assert_eq!(sums.crc32c_of_part(&all, 1_300, 512, 700), None);
         assert_eq!(sums.crc32c_of_part(&all, 1_300, 100, 412), None);
-        assert_eq!(Sums::named(1, 512).unwrap().crc32c_of_part(&all, 1_300, 0, 512), None);
+        for (kind, chunk) in [(1, 512), (0, 512), (2, 1), (2, 4_096)] {
+            assert_eq!(Sums::named(kind, chunk).unwrap().crc32c_of_part(&all, 1_300, 0, 512), None);
+        }
     }
 
     #[test]
