@@ -8,6 +8,7 @@ import java.nio.file.Files;
 import java.nio.file.Paths;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -15,10 +16,13 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import org.apache.hadoop.conf.Configuration;
+import org.apache.hadoop.fs.CreateFlag;
 import org.apache.hadoop.fs.FileSystem;
 import org.apache.hadoop.fs.Path;
+import org.apache.hadoop.fs.permission.FsPermission;
 import org.apache.hadoop.hdfs.DistributedFileSystem;
 import org.apache.hadoop.hdfs.protocol.HdfsConstants.DatanodeReportType;
+import org.apache.hadoop.io.IOUtils;
 
 /**
  * The Hadoop client against several file systems in turn; prints a table of medians.
@@ -31,8 +35,14 @@ public class HdfsBench {
     static final int DATANODES = 3;
     static final int[] THREADS = {1, 16};
 
+    /** What the Hadoop shell copies at a time. */
+    static final int BUFFER_BYTES = 4096;
+
     /** Row, then system, then seconds of each round. */
     static final Map<String, Map<String, List<Double>>> TIMES = new LinkedHashMap<>();
+
+    /** Seconds that the disk alone took. */
+    static final List<Double> DISK = new ArrayList<>();
 
     /** A file of holes only: reading on in it takes memory and no disk. */
     static FileChannel filler;
@@ -134,6 +144,16 @@ public class HdfsBench {
             java.nio.file.Path back = Paths.get(folder, "back");
             long bytes = Files.size(Paths.get(local));
             long room = Files.getFileStore(Paths.get(folder)).getUnallocatedSpace();
+            time("put, blocks synced, " + kind, system, -bytes, () -> {
+                EnumSet<CreateFlag> flags = EnumSet.of(CreateFlag.CREATE, CreateFlag.OVERWRITE, CreateFlag.SYNC_BLOCK);
+                FsPermission mode = FsPermission.getFileDefault();
+                try (InputStream in = FileSystem.getLocal(fs.getConf()).open(new Path(local));
+                        OutputStream out = fs.create(path, mode, flags, BUFFER_BYTES, fs.getDefaultReplication(path), fs.getDefaultBlockSize(path), null)) {
+                    IOUtils.copyBytes(in, out, BUFFER_BYTES);
+                }
+            });
+            fs.delete(path, false);
+            waitForRoom(folder, room - bytes / 8);
             time("put, " + kind, system, -bytes, () -> fs.copyFromLocalFile(false, true, new Path("file://" + local), path));
             time("read, " + kind, system, -bytes, () -> {
                 byte[] buffer = new byte[1 << 16];
@@ -169,6 +189,26 @@ public class HdfsBench {
         }
     }
 
+    /** What the disk takes at best: as many files as there are replicas, written at once from memory and synced. */
+    static void disk(String folder, String local) throws Exception {
+        settle();
+        long begin = System.nanoTime();
+        each(DATANODES, DATANODES, at -> {
+            ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
+            java.nio.file.Path copy = Paths.get(folder, "copy" + at);
+            try (FileChannel in = FileChannel.open(Paths.get(local));
+                    FileChannel out = FileChannel.open(copy, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {
+                while (in.read(buffer.clear()) > 0) {
+                    for (buffer.flip(); buffer.hasRemaining(); ) out.write(buffer);
+                }
+                out.force(true);
+            }
+        });
+        DISK.add((System.nanoTime() - begin) / 1e9);
+        System.err.printf("bench: the disk alone: %.2f s%n", DISK.get(DISK.size() - 1));
+        for (int at = 0; at < DATANODES; at++) Files.delete(Paths.get(folder, "copy" + at));
+    }
+
     static double median(List<Double> all) {
         List<Double> kept = new ArrayList<>(all.size() > 1 ? all.subList(1, all.size()) : all);
         kept.sort(null);
@@ -197,6 +237,7 @@ public class HdfsBench {
         for (int round = 1; round <= rounds; round++) {
             System.err.println("bench: round " + round + " of " + rounds);
             for (Map.Entry<String, FileSystem> one : systems.entrySet()) files(one.getKey(), one.getValue(), args[3], args[4].split(","));
+            disk(args[3], args[4].split(",")[0]);
             for (Map.Entry<String, FileSystem> one : systems.entrySet()) names(one.getKey(), one.getValue(), creates, stats);
         }
         System.out.println("| what | " + String.join(" | ", systems.keySet()) + " | times as fast |");
@@ -207,6 +248,7 @@ public class HdfsBench {
             List<List<Double>> both = new ArrayList<>(times.values());
             System.out.println(line + String.format(" | %.2f |", median(both.get(both.size() - 1)) / median(both.get(0))));
         });
+        System.out.printf("%nThe disk alone: %d copies of one of these files, written at once and synced, %.2f s%n", DATANODES, median(DISK));
         System.exit(0);
     }
 }

@@ -107,8 +107,8 @@ pub trait File: Send + Sync {
 /// Held as long as it lives.
 pub trait Lock: Send + Sync {}
 
-/// Most parts that Linux takes in one call.
-const MOST_PARTS: usize = 1024;
+/// Most parts that Linux takes in one call, for a file or a connection.
+pub(crate) const MOST_PARTS: usize = 1024;
 
 /// A tree of files.
 pub trait Fs: Send + Sync + 'static {

@@ -64,7 +64,7 @@ pub fn frames(block: BlockId, data: &[u8], from: usize, frame: usize, compress: 
 
 pub fn chunk(frames: &[Frame]) -> Chunk {
     let bytes: Vec<u8> = frames.iter().flat_map(|f| f.header_bytes.iter().chain(f.payload.iter()).copied()).collect();
-    Chunk { bytes: bytes.into(), headers: frames.iter().map(|frame| frame.header).collect() }
+    Chunk { parts: vec![bytes.into()], headers: frames.iter().map(|frame| frame.header).collect() }
 }
 
 pub fn settings(dirs: &[&Path]) -> DatanodeSettings {

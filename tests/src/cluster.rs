@@ -3,6 +3,7 @@
 //! Its members are killed, stopped and started again one by one (with the very command that `cairn local` started them with). When it is
 //! dropped, its processes are ended, by id, and its folder is removed; if the test failed, the ends of all logs are printed first.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,10 +16,10 @@ use crate::binary;
 use crate::ports::PortRange;
 use crate::process::{self, Process};
 use crate::run::Run;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{stretched, wait_for, wait_until};
 
 /// How long a cluster may take to be ready, on a machine that is busy with other tests.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 
 /// What a cluster is like.
 #[derive(Clone, Debug)]
@@ -125,6 +126,8 @@ pub struct Cluster {
     /// Members that this harness started again.
     children: Vec<Child>,
     starts: usize,
+    /// Logs of the datanodes that were started again, the last one of each.
+    restarts: BTreeMap<usize, PathBuf>,
 }
 
 impl Cluster {
@@ -151,6 +154,7 @@ impl Cluster {
             datanodes: Vec::new(),
             children: Vec::new(),
             starts: 0,
+            restarts: BTreeMap::new(),
         }
     }
 
@@ -190,7 +194,7 @@ impl Cluster {
             let _ = send.send(read);
             let _ = std::io::copy(&mut stdout, &mut std::io::sink());
         });
-        let line = match receive.recv_timeout(READY) {
+        let line = match receive.recv_timeout(stretched(READY)) {
             Ok(line) => line.unwrap(),
             Err(_) => panic!("cairn local was not ready within {READY:?}"),
         };
@@ -352,7 +356,9 @@ impl Cluster {
     /// Starts a killed datanode again, with the command that it had.
     pub fn restart_datanode(&mut self, index: usize) {
         let member = self.datanodes[index].clone();
-        self.datanodes[index].process = self.respawn(&member, &format!("datanode-{index}"));
+        let name = format!("datanode-{index}");
+        self.datanodes[index].process = self.respawn(&member, &name);
+        self.restarts.insert(index, self.log_of_start(&name));
     }
 
     /// The same with another `--dir`.
@@ -371,10 +377,14 @@ impl Cluster {
 
     fn respawn(&mut self, member: &Member, name: &str) -> Process {
         self.starts += 1;
-        let child = self.spawn_member(member, &self.path(&format!("{name}.again.{}.log", self.starts)));
+        let child = self.spawn_member(member, &self.log_of_start(name));
         let process = Process::of(child.id()).expect("it was just started");
         self.children.push(child);
         process
+    }
+
+    fn log_of_start(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.again.{}.log", self.starts))
     }
 
     fn spawn_member(&self, member: &Member, log: &Path) -> Child {
@@ -473,6 +483,16 @@ impl Cluster {
                 Some(node) if node["state"] == state => Ok(()),
                 other => Err(format!("{other:?}")),
             }
+        });
+    }
+
+    /// Waits until a datanode that was started again by this harness has registered. Until then it may be called live for what it was before.
+    #[track_caller]
+    pub fn wait_registered(&self, index: usize, deadline: Duration) {
+        let log = self.restarts.get(&index).expect("a datanode that was started again");
+        wait_for(&format!("{} has registered again", self.datanodes[index].id), deadline, || {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            if text.contains("registered with") { Ok(()) } else { Err(text) }
         });
     }
 

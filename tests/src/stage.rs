@@ -164,6 +164,13 @@ impl Stage {
         let left = HEALING.saturating_sub(self.last_fault.elapsed()).max(Duration::from_secs(10));
         self.cluster.wait_healthy(left);
         println!("healthy {:?} after the last fault, {:?} after the load", self.last_fault.elapsed(), waited.elapsed());
+        // Who registers only now brings replicas that have been made elsewhere meanwhile.
+        for (index, node) in self.cluster.datanodes.iter().enumerate() {
+            if node.process.runs() {
+                self.cluster.wait_state(index, "live", HEALING);
+            }
+        }
+        self.cluster.wait_healthy(HEALING);
         let tally = self.runtime.block_on(self.checker.finish());
         println!("{tally:#?}");
         assert!(tally.is_clean(), "lost {:?}, altered {:?}, stuck {:?}", tally.lost, tally.altered, tally.stuck);

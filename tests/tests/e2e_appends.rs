@@ -379,7 +379,7 @@ fn a_follower_ends_when_it_is_interrupted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn short_blocks_are_merged_under_readers_and_nothing_changes_for_them() {
     let options = cairn_tests::ClusterOptions::new(4, 2)
-        .core("merge_delay_ms", 3_000)
+        .core("merge_delay_ms", 5_000)
         .core("deletions_per_heartbeat", 1_000)
         .core("merge_bytes_per_second", 100 << 20);
     let cluster = Cluster::start(options);

@@ -92,7 +92,7 @@ fn damaged_block_files_are_named_and_replaced_when_their_node_starts() {
         damage(file);
     }
     cluster.restart_datanode(node);
-    cluster.wait_state(node, "live", REPAIR);
+    cluster.wait_registered(node, REPAIR);
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes));
     wait_for("fsck --verify is content", REPAIR, || {
         let report = cluster.fsck(&["--verify"]);
@@ -121,7 +121,7 @@ fn one_blocks_file_in_anothers_place_is_not_served() {
         cluster.restart_datanode(node);
     }
     for node in 0..2 {
-        cluster.wait_state(node, "live", REPAIR);
+        cluster.wait_registered(node, REPAIR);
     }
     for _ in 0..4 {
         assert_eq!(sha256(&cluster.cat("/b")), sha256(&b));

@@ -114,7 +114,7 @@ fn a_volume_that_vanishes_is_replaced_while_its_node_lives_until_the_last() {
     let (first, second) = (cluster.datanodes[0].dir.clone(), cluster.path("second"));
     cluster.kill_datanode(0);
     cluster.restart_datanode_on(0, &format!("{},{}", first.display(), second.display()));
-    cluster.wait_state(0, "live", REPAIR);
+    cluster.wait_registered(0, REPAIR);
     let bytes = data::random(14, 8 * BLOCK);
     cluster.put("/f", &bytes, &[]);
     let on = |dir: &Path| files_below(dir, &|name| name.ends_with(".blk")).len();

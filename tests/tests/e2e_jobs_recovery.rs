@@ -155,6 +155,23 @@ fn a_job_is_killed_from_elsewhere_and_leaves_nothing() {
     cluster.json(&["job", "wordcount", "/small", "/next"]);
 }
 
+/// As a driver leaves it that dies when all of the end is written down, and as it looks for a moment at the end of every job.
+#[test]
+fn a_job_that_is_over_but_was_not_put_away_says_how_it_ended() {
+    let (cluster, _) = cluster_with_text(2);
+    let id = cluster.json(&["job", "wordcount", "/text", "/counts"])["id"].as_str().unwrap().to_owned();
+    let status = cluster.json(&["job", "status", &id]);
+    assert_eq!(status["state"], "succeeded", "{status}");
+    let (away, back) = (format!("/.cairn/history/{id}"), format!("/.cairn/jobs/{id}"));
+    cluster.cairn(&["mv", &away, &back]).ok();
+    assert_eq!(cluster.json(&["job", "status", &id]), status);
+    // Ending it again puts it away, and changes nothing.
+    assert_eq!(cluster.json(&["job", "kill", &id])["state"], "succeeded");
+    cluster.cairn(&["stat", &away]).ok();
+    cluster.cairn(&["stat", &back]).fails(1);
+    assert_eq!(cluster.json(&["job", "status", &id]), status);
+}
+
 #[test]
 fn the_staging_folder_of_a_job_that_nobody_resumes_goes_with_the_next_look() {
     let (cluster, _) = cluster_with_text(1);

@@ -247,15 +247,16 @@ fn what_commands_do_wrong_is_told_with_task_node_and_last_words() {
         cluster.cairn(&["stat", &output]).fails(1);
     }
     // One that never ends is stopped when it has made no progress for long enough; one that reports lives on.
-    let hung = |script: &str, output: &str| {
-        let flags = ["-D", "mapreduce.task.timeout=2000", "-D", "mapreduce.map.maxattempts=1", "--reducer", "NONE"];
+    let hung = |script: &str, limit_ms: u32, output: &str| {
+        let limit = format!("mapreduce.task.timeout={limit_ms}");
+        let flags = ["-D", &limit, "-D", "mapreduce.map.maxattempts=1", "--reducer", "NONE"];
         let mapper = ["--mapper", script];
         cluster.cairn(&[&["job", "streaming", "--input", "/text", "--output", output], &mapper[..], &flags].concat())
     };
-    hung("sleep 1000", "/hung").fails_naming(1, &["map 0", "no progress", "limit is 2 s"]);
+    hung("sleep 1000", 2_000, "/hung").fails_naming(1, &["map 0", "no progress", "limit is 2 s"]);
     let reports =
-        "sh -c 'cat >/dev/null; for i in 1 2 3 4 5 6 7 8; do sleep 0.6; echo reporter:counter:a,b,1 >&2; done'";
-    hung(reports, "/reports").ok();
+        "sh -c 'cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.6; echo reporter:counter:a,b,1 >&2; done'";
+    hung(reports, 5_000, "/reports").ok();
     cluster.cairn(&["rm", "-r", "--skip-trash", "/reports"]).ok();
     let loud = "sh -c 'echo first words >&2; echo last words >&2; exit 7'";
     let run = cluster.cairn(&["job", "streaming", "--input", "/text", "--output", "/loud", "--mapper", loud]);
@@ -287,14 +288,16 @@ fn reduces_fetch_while_the_last_map_runs() {
     let mapper = format!("sh -c '{words}; {slow}'");
     let line = ["job", "run", "--detach", "--", "streaming", "--input", "/in", "--output", "/out", "--reducers", "2"];
     // It stands by for longer than a task may stand still: waiting for maps is no fault of its own.
-    let flags = ["--mapper", &mapper, "--reducer", "uniq -c", "--no-speculation", "--task-timeout", "3s"];
+    let flags = ["--mapper", &mapper, "--reducer", "uniq -c", "--no-speculation", "--task-timeout", "5s"];
     let id = cluster.json(&[&line[..], &flags].concat())["id"].as_str().unwrap().to_owned();
     let status = || cluster.json(&["job", "status", &id]);
     let waits = |status: &Value| {
         let attempts = status["attempts"].as_array().unwrap();
-        ["r0.", "r1."].iter().all(|name| attempts.iter().any(|one| one["task"].as_str().unwrap().starts_with(name)))
+        let long = |one: &Value| one["elapsed_ms"].as_u64() > Some(6_000);
+        let named = |one: &Value, name: &str| one["task"].as_str().unwrap().starts_with(name);
+        ["r0.", "r1."].iter().all(|name| attempts.iter().any(|one| named(one, name) && long(one)))
     };
-    wait_until("both reduces run beside the last map", Duration::from_secs(60), || {
+    wait_until("both reduces have long run beside the last map", Duration::from_secs(60), || {
         let status = status();
         status["maps_done"] == 4 && waits(&status)
     });
@@ -509,7 +512,7 @@ fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
         "--output",
         "/out",
         "--mapper",
-        "python3 -c \"import sys, time; time.sleep(0.2); sys.stdout.writelines(sys.stdin)\"",
+        "python3 -c \"import sys, time; time.sleep(1); sys.stdout.writelines(sys.stdin)\"",
         "--reducers",
         "2",
     ]);

@@ -145,17 +145,20 @@ impl Cluster {
             // First, so that a start that fails is not tried without end.
             state::settle_restart(&self.env, &self.dir, &name);
             if let Some(at) = self.members.iter().position(|member| member.name == name) {
-                let member = &self.members[at];
-                let running = member.child.id().is_some() && !member.ended;
-                if !running {
-                    let child = self.launch(&member.args, &member.log, false)?;
-                    let member = &mut self.members[at];
-                    member.pid = child.id().unwrap_or(0);
-                    member.child = child;
-                    member.ended = false;
-                    self.tell()?;
-                    started.push(name.clone());
+                let member = &mut self.members[at];
+                // It may have ended since it was last looked at.
+                let running = !member.ended && matches!(member.child.try_wait(), Ok(None));
+                if running {
+                    continue;
                 }
+                let member = &self.members[at];
+                let child = self.launch(&member.args, &member.log, false)?;
+                let member = &mut self.members[at];
+                member.pid = child.id().unwrap_or(0);
+                member.child = child;
+                member.ended = false;
+                self.tell()?;
+                started.push(name);
             }
         }
         Ok(started)

@@ -135,7 +135,10 @@ async fn take<'a>(fs: &'a FileSystem, job_id: &str, observer: JobObserver) -> Re
     if let Some(ended) = &written.ended {
         let report: JobReport = serde_json::from_slice(&ended.report)
             .map_err(|error| Error::new(ErrorCode::Corrupt, format!("the report of job {job_id}: {error}")))?;
-        history::bury(fs, journal, &report).await?;
+        if let Err(error) = history::bury(fs, journal, &report).await {
+            // Its own driver puts it away at this moment, or whoever looks next does. How it ended is known.
+            tracing::debug!(job = job_id, %error, "a job that is over could not be put away");
+        }
         return Ok(Taken::Over(Box::new(report)));
     }
     let nodes = live_nodes(fs).await?;
@@ -234,8 +237,8 @@ pub async fn status(fs: &FileSystem, job_id: &str) -> Result<JobView> {
         found => found?,
     };
     if about.ended.is_some() {
-        // While it was looked for.
-        return history::report(fs, job_id).await.map(ended_view);
+        // While it was looked for, or its driver died before it had put the job away.
+        return history::last_report(fs, job_id).await.map(ended_view);
     }
     let on_nodes = contact::jobs(fs, job_id).await?;
     // Only the job's own user may read its journal; the others see what the nodes tell.

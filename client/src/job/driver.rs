@@ -475,6 +475,10 @@ impl<'a> Driver<'a> {
         self.tell_phase(Phase::Ended);
         let Self { fs, journal, .. } = self;
         if let Err(error) = history::bury(fs, journal, &report).await {
+            if is_superseded(&error) && state != JobState::Succeeded {
+                // Somebody took the job meanwhile: what becomes of it is not for this driver to say.
+                return history::after_supersession(fs, &report.id, error).await;
+            }
             // The job is over all the same; whoever looks next puts it away.
             tracing::warn!(job = report.id, %error, "the end of the job could not be written down");
         }

@@ -18,7 +18,7 @@ use super::driver::{BEAT_MS, Ended};
 use super::journal::{self, HISTORY, JOBS, Journal};
 use super::report::{JobReport, JobState};
 use super::ship;
-use super::submit::{About, write_json};
+use super::submit::{About, put_in_place, write_aside};
 use crate::fs::{FileStatus, FileSystem, RenameMode};
 
 /// Jobs of a user that the history keeps.
@@ -32,6 +32,8 @@ const MAX_REPORT: u64 = 1 << 30;
 const USUAL_LEASE_MS: u64 = 600_000;
 /// A folder that never became a job is removed after this.
 const UNFINISHED_MS: u64 = 3_600_000;
+/// A driver that ends its job has written that down by then, if it can.
+const MAX_END_MS: u64 = 10_000;
 /// A driver that the nodes have not heard for so long is not there any more.
 pub(super) const SILENT_MS: u64 = 3_000;
 
@@ -132,9 +134,13 @@ pub(super) async fn bury(fs: &FileSystem, journal: Journal, report: &JobReport) 
         journal.settle(vec![ended], false).await?;
         journal.close().await
     };
-    let told = async { tokio::try_join!(write_json(fs, &path, report), write_json(fs, &about_path, &about)) };
-    let (written, told) = tokio::join!(written, told);
-    written.and(told.map(drop))?;
+    let aside = async { tokio::try_join!(write_aside(fs, &path, report), write_aside(fs, &about_path, &about)) };
+    let (written, aside) = tokio::join!(written, aside);
+    // Who has lost the job says nothing about it.
+    written.and(aside.map(drop))?;
+    // In this order: who reads in `about` that the job is over finds its report.
+    put_in_place(fs, &path).await?;
+    put_in_place(fs, &about_path).await?;
     move_to_history(fs, &report.id).await
 }
 
@@ -153,16 +159,26 @@ async fn move_to_history(fs: &FileSystem, job_id: &str) -> Result<()> {
     }
 }
 
-/// The report of a job that is over.
+/// The report of a job that is over and put away.
 pub async fn report(fs: &FileSystem, job_id: &str) -> Result<JobReport> {
     read_json(fs, &format!("{HISTORY}/{job_id}/report")).await
 }
 
-/// What everybody may know of a job, running or over; it may end, and its folder move, while somebody looks.
+/// What everybody may know of a job, running or over.
 pub(super) async fn about(fs: &FileSystem, job_id: &str) -> Result<About> {
-    match read_json(fs, &format!("{JOBS}/{job_id}/about")).await {
+    read_wherever(fs, job_id, "about").await
+}
+
+/// The report of a job that is over, be it that nobody has put the job away yet.
+pub(super) async fn last_report(fs: &FileSystem, job_id: &str) -> Result<JobReport> {
+    read_wherever(fs, job_id, "report").await
+}
+
+/// A job may end, and its folder move, while somebody looks.
+async fn read_wherever<T: DeserializeOwned>(fs: &FileSystem, job_id: &str, name: &str) -> Result<T> {
+    match read_json(fs, &format!("{JOBS}/{job_id}/{name}")).await {
         Err(error) if error.code() == ErrorCode::FileNotFound => {
-            read_json(fs, &format!("{HISTORY}/{job_id}/about")).await
+            read_json(fs, &format!("{HISTORY}/{job_id}/{name}")).await
         }
         found => found,
     }
@@ -171,11 +187,15 @@ pub(super) async fn about(fs: &FileSystem, job_id: &str) -> Result<About> {
 /// A driver that has lost its job to another one: if that one has ended it, its report says how.
 pub(super) async fn after_supersession(fs: &FileSystem, job_id: &str, error: Error) -> Result<JobReport> {
     let clock = &fs.env().clock;
-    for _ in 0..40 {
-        if let Ok(report) = report(fs, job_id).await {
+    let until_ms = clock.mono_ms() + MAX_END_MS;
+    loop {
+        if let Ok(report) = last_report(fs, job_id).await {
             return Ok(report);
         }
         // Killed from elsewhere it is over in a moment; resumed there it is not.
+        if clock.mono_ms() >= until_ms {
+            break;
+        }
         clock.sleep(Duration::from_millis(50)).await;
     }
     let text = format!("another driver has taken over job {job_id}: {}", error.message());

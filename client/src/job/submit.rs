@@ -147,10 +147,16 @@ pub(super) async fn submit(
     let about_path = format!("{}/about", journal::folder(&job_id));
     let told = async {
         fs.mkdirs(&journal::folder(&job_id), 0o755).await?;
-        write_json(fs, &about_path, &about).await
+        write_aside(fs, &about_path, &about).await
     };
-    match tokio::try_join!(journal, told) {
-        Ok((journal, ())) => Ok(Submission { written, journal, nodes: prepared.nodes }),
+    let written_down = async {
+        let (journal, ()) = tokio::try_join!(journal, told)?;
+        // Last, so that whoever finds the job finds all of it.
+        put_in_place(fs, &about_path).await?;
+        Ok(journal)
+    };
+    match written_down.await {
+        Ok(journal) => Ok(Submission { written, journal, nodes: prepared.nodes }),
         Err(error) => {
             withdraw(fs, &written.submitted).await;
             Err(error)
@@ -165,14 +171,21 @@ pub(super) async fn withdraw(fs: &FileSystem, submitted: &pb::JobSubmitted) {
     let _ = fs.delete(&journal::folder(job_id), true).await;
 }
 
-/// Writes a small file for everybody to read. Who reads it meanwhile finds the old text or the new one, whole.
-pub(super) async fn write_json(fs: &FileSystem, path: &str, value: &impl Serialize) -> Result<()> {
+fn aside(path: &str) -> String {
+    format!("{path}.new")
+}
+
+/// Writes a small file for everybody to read, beside its place.
+pub(super) async fn write_aside(fs: &FileSystem, path: &str, value: &impl Serialize) -> Result<()> {
     let text =
         serde_json::to_vec(value).map_err(|error| Error::new(ErrorCode::Internal, format!("{path}: {error}")))?;
-    let aside = format!("{path}.new");
     let options = CreateOptions { overwrite: true, ..CreateOptions::default() };
-    let mut file = fs.create(&aside, options).await?;
+    let mut file = fs.create(&aside(path), options).await?;
     file.write(&text).await?;
-    file.close().await?;
-    fs.rename(&aside, path, RenameMode::Overwrite).await
+    file.close().await.map(drop)
+}
+
+/// Puts what was written aside in its place: who reads it meanwhile finds the old text or the new one, whole.
+pub(super) async fn put_in_place(fs: &FileSystem, path: &str) -> Result<()> {
+    fs.rename(&aside(path), path, RenameMode::Overwrite).await
 }

@@ -27,7 +27,7 @@ use cairn_proto::dataplane::{self, MessageHead};
 use cairn_proto::{Error, ErrorCode, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use crate::durable::File;
+use crate::durable::{File, MOST_PARTS};
 use crate::work::Work;
 
 /// A network to bind and connect on.
@@ -368,6 +368,20 @@ pub async fn write_message(conn: &mut (impl AsyncWrite + Unpin), message: &impl 
     conn.flush().await
 }
 
+/// Sends `parts` one after the other, as many as the connection takes in one call.
+pub async fn write_parts(conn: &mut (impl AsyncWrite + Unpin), parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<io::IoSlice<'_>> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    io::IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match conn.write_vectored(&left[..left.len().min(MOST_PARTS)]).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            sent => io::IoSlice::advance_slices(&mut left, sent),
+        }
+    }
+    Ok(())
+}
+
 /// A free address check used by every daemon: until TLS and tokens exist, only loopback is served unless the operator insists.
 pub fn check_listen(addr: &str, insecure: bool) -> Result<()> {
     let parsed: SocketAddr = addr.parse().map_err(|_| {
@@ -388,6 +402,21 @@ pub fn check_listen(addr: &str, insecure: bool) -> Result<()> {
 mod tests {
     use super::*;
     use crate::durable::{Fs, OpenMode, SystemFs};
+
+    #[tokio::test]
+    async fn parts_arrive_whole_however_little_is_taken_at_a_time() {
+        let parts: Vec<Bytes> = (0..2 * MOST_PARTS + 7).map(|at| vec![at as u8; at % 40].into()).collect();
+        let (mut near, mut far) = tokio::io::duplex(29);
+        let mut got = Vec::new();
+        let sends = async {
+            write_parts(&mut near, &parts).await.unwrap();
+            write_parts(&mut near, &[Bytes::new()]).await.unwrap();
+            near.shutdown().await.unwrap();
+        };
+        let (_, read) = tokio::join!(sends, far.read_to_end(&mut got));
+        read.unwrap();
+        assert!(got == parts.concat());
+    }
 
     #[tokio::test]
     async fn sends_a_range_of_a_file_as_it_is() {

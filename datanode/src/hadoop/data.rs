@@ -1,5 +1,6 @@
 //! The data of a replica, out of its frames: what Hadoop's clients read is not what lies on disk. All of it is blocking.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cairn_common::durable::File;
@@ -63,7 +64,7 @@ impl DataReader {
         if self.position >= self.end {
             return Ok(&[]);
         }
-        while self.inside >= self.frame.data().len() {
+        if self.inside >= self.frame.data().len() {
             self.read_frame()?;
         }
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
@@ -91,32 +92,58 @@ impl DataReader {
         outcome
     }
 
+    /// Opens the next frame in `memory`, of whose first bytes those in the range belong to the run; `None` at the end. `crc32c` says what the checksum
+    /// of a frame's data is. Not to be mixed with [`Self::next`].
+    pub fn next_frame(
+        &mut self,
+        memory: &mut Vec<u8>,
+        crc32c: impl FnOnce(&FrameHeader, &[u8]) -> u32,
+    ) -> Result<Option<Range<usize>>> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        let header = self.fetch()?;
+        let opened = self.frame.open_into(&header, memory, |data| crc32c(&header, data));
+        opened.map_err(|flaw| damaged(self.block, &flaw))?;
+        let range = (self.position - header.offset) as usize..(self.end.min(header.end()) - header.offset) as usize;
+        self.position += range.len() as u64;
+        Ok(Some(range))
+    }
+
     fn read_frame(&mut self) -> Result<()> {
-        let block = self.block;
-        let failed = |error: std::io::Error| Error::io(format!("reading block {block}"), &error);
-        let damaged = |why: &dyn std::fmt::Display| {
-            Error::new(ErrorCode::Corrupt, format!("block {block}: {why}")).with_subject(block.to_string())
-        };
-        if self.at + FRAME_HEADER_BYTES as u64 > self.file_end {
-            return Err(damaged(&"its frames end early"));
-        }
-        let mut bytes = [0; FRAME_HEADER_BYTES];
-        self.file.read_exact_at(&mut bytes, self.at).map_err(failed)?;
-        let header = FrameHeader::decode(block, &bytes).map_err(|flaw| damaged(&flaw))?;
-        if header.offset > self.position {
-            return Err(damaged(&format!("a frame starts at {}, not at {}", header.offset, self.position)));
-        }
-        let payload_at = self.at + FRAME_HEADER_BYTES as u64;
-        self.at += header.frame_bytes() as u64;
-        // Before what is wanted: the range starts where the index allows.
-        if header.end() <= self.position {
-            return Ok(());
-        }
-        self.file.read_exact_at(self.frame.payload(&header), payload_at).map_err(failed)?;
-        self.frame.open(&header).map_err(|flaw| damaged(&flaw))?;
+        let header = self.fetch()?;
+        self.frame.open(&header).map_err(|flaw| damaged(self.block, &flaw))?;
         self.inside = (self.position - header.offset) as usize;
         Ok(())
     }
+
+    /// Reads the payload of the frame in which `position` is.
+    fn fetch(&mut self) -> Result<FrameHeader> {
+        let block = self.block;
+        let failed = |error: std::io::Error| Error::io(format!("reading block {block}"), &error);
+        loop {
+            if self.at + FRAME_HEADER_BYTES as u64 > self.file_end {
+                return Err(damaged(block, &"its frames end early"));
+            }
+            let mut bytes = [0; FRAME_HEADER_BYTES];
+            self.file.read_exact_at(&mut bytes, self.at).map_err(failed)?;
+            let header = FrameHeader::decode(block, &bytes).map_err(|flaw| damaged(block, &flaw))?;
+            if header.offset > self.position {
+                return Err(damaged(block, &format!("a frame starts at {}, not at {}", header.offset, self.position)));
+            }
+            let payload_at = self.at + FRAME_HEADER_BYTES as u64;
+            self.at += header.frame_bytes() as u64;
+            // Before what is wanted: the range starts where the index allows.
+            if header.end() > self.position {
+                self.file.read_exact_at(self.frame.payload(&header), payload_at).map_err(failed)?;
+                return Ok(header);
+            }
+        }
+    }
+}
+
+fn damaged(block: BlockId, why: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Corrupt, format!("block {block}: {why}")).with_subject(block.to_string())
 }
 
 /// Whether the replica's data from `offset` on is `data`.

@@ -4,7 +4,7 @@
 //! [`Framer`] gathers the data of packets. A frame is cut when it is full, or by whoever knows that no more data may come for a while.
 //! [`Cut::seal`] verifies checksums of packets and makes the frame; off the async threads, several at a time, unless it is quick. A packet is
 //! verified with the first frame that has some of its data, so nothing is passed on unverified. The CRC-32C of a frame's data is put together from the
-//! checksums that the client took.
+//! checksums that the client took. Data that is not compressed stays where it was read.
 
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +22,8 @@ const IDLE_SEALERS: usize = 8;
 /// A frame is cut after so many packets however small they are: each of them waits for it.
 const MOST_PACKETS: usize = 256;
 
+/// Parts of less than this are copied together: they would cost more each than their bytes.
+const COPIED_BYTES: usize = 8 << 10;
 /// Verifying and copying so much takes no longer than a few turns from thread to thread.
 const QUICK_BYTES: usize = 1 << 20;
 /// A byte of checksums takes as long as so many bytes of data.
@@ -78,12 +80,17 @@ pub struct Framer {
     /// Packets with data in the next frame that were not verified yet.
     unverified: Vec<Packet>,
     packets: usize,
+    /// See [`Self::copy_from_now`].
+    copies: bool,
+    compress: bool,
 }
 
 /// Data of one packet, and its checksums if they are of use.
 struct Part {
     data: Bytes,
     crc32c: Option<Bytes>,
+    /// Memory that is not free before this data is.
+    holds: usize,
 }
 
 /// The data of one frame.
@@ -93,6 +100,7 @@ pub struct Cut {
     pool: SealerPool,
     judge: Arc<Mutex<Judge>>,
     try_compress: bool,
+    copies: bool,
     quick: bool,
     offset: u64,
     parts: Vec<Part>,
@@ -110,8 +118,8 @@ pub struct BadPacket {
 }
 
 impl Framer {
-    /// For a block of which `start` bytes are there.
-    pub fn new(block: BlockId, start: u64, sums: Sums, pool: &SealerPool) -> Self {
+    /// For a block of which `start` bytes are there; `compress`: frames that shrink.
+    pub fn new(block: BlockId, start: u64, sums: Sums, pool: &SealerPool, compress: bool) -> Self {
         Self {
             block,
             sums,
@@ -122,7 +130,15 @@ impl Framer {
             gathered: 0,
             unverified: Vec::new(),
             packets: 0,
+            copies: false,
+            compress,
         }
+    }
+
+    /// From now on no frame keeps memory of packets. For a writer that sends what is dropped (data that is there already, packets without any): it
+    /// lies in the same memory as data, and nobody counts it.
+    pub fn copy_from_now(&mut self) {
+        self.copies = true;
     }
 
     /// Where the data that was given ends in the block.
@@ -147,7 +163,7 @@ impl Framer {
         while at < all.len() {
             let length = (all.len() - at).min(DEFAULT_FRAME_RAW_BYTES - self.gathered);
             let crc32c = self.sums.crc32c_of_part(&sums, all.len(), at, length);
-            self.parts.push(Part { data: all.slice(at..at + length), crc32c });
+            self.parts.push(Part { data: all.slice(at..at + length), crc32c, holds: all.len() + sums.len() });
             self.gathered += length;
             at += length;
             if self.gathered == DEFAULT_FRAME_RAW_BYTES {
@@ -169,7 +185,7 @@ impl Framer {
         if self.gathered == 0 {
             return None;
         }
-        let try_compress = lock(&self.judge).try_next();
+        let try_compress = self.compress && lock(&self.judge).try_next();
         // A checksum costs something even where it covers next to no data.
         let verify: usize =
             self.unverified.iter().map(|packet| packet.data.len() + packet.sums.len() * SUM_COSTS).sum();
@@ -179,6 +195,7 @@ impl Framer {
             pool: self.pool.clone(),
             judge: Arc::clone(&self.judge),
             try_compress,
+            copies: self.copies,
             quick: verify <= QUICK_BYTES && (!try_compress || self.gathered <= QUICK_TO_COMPRESS),
             offset: self.start,
             parts: std::mem::take(&mut self.parts),
@@ -221,7 +238,15 @@ impl Cut {
             verify(packet, &self.sums)?;
         }
         let raw_crc = self.raw_crc();
-        let Self { block, pool, judge, try_compress, offset, parts, bytes, unverified, .. } = self;
+        let Self { block, pool, judge, try_compress, copies, offset, parts, bytes, unverified, .. } = self;
+        let holds: usize = parts.iter().map(|part| part.holds).sum();
+        if !try_compress && !copies && bytes >= parts.len() * COPIED_BYTES && holds <= 2 * bytes {
+            // It stays where it is.
+            let header = FrameHeader::stored(offset, parts.iter().map(|part| &part.data[..]), raw_crc);
+            let head = Bytes::copy_from_slice(&header.encode(block));
+            let parts = std::iter::once(head).chain(parts.into_iter().map(|part| part.data)).collect();
+            return Ok(Chunk { parts, headers: vec![header] });
+        }
         // The data is copied once: out of the packets, to its place in the frame.
         let mut whole = Vec::with_capacity(FRAME_HEADER_BYTES + bytes);
         whole.resize(FRAME_HEADER_BYTES, 0);
@@ -238,7 +263,7 @@ impl Cut {
             idle.push(sealer);
         }
         drop(idle);
-        Ok(Chunk { bytes: whole.into(), headers: vec![header] })
+        Ok(Chunk { parts: vec![whole.into()], headers: vec![header] })
     }
 }
 
@@ -259,15 +284,18 @@ mod tests {
     }
 
     fn open(chunk: &Chunk) -> (FrameHeader, Bytes) {
-        let header = FrameHeader::decode(BLOCK, &chunk.bytes).unwrap();
-        (header, header.open(chunk.bytes.slice(FRAME_HEADER_BYTES..)).unwrap())
+        let bytes = Bytes::from(chunk.parts.concat());
+        let header = FrameHeader::decode(BLOCK, &bytes).unwrap();
+        assert_eq!(chunk.headers, [header]);
+        header.verify_stored(&bytes[FRAME_HEADER_BYTES..]).unwrap();
+        (header, header.open(bytes.slice(FRAME_HEADER_BYTES..)).unwrap())
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn frames_hold_what_packets_brought(sizes in proptest::collection::vec(0usize..200_000, 1..12)) {
-            let mut framer = Framer::new(BLOCK, 1_000, Sums::READ, &SealerPool::default());
+            let mut framer = Framer::new(BLOCK, 1_000, Sums::READ, &SealerPool::default(), true);
             let (mut data, mut cuts) = (Vec::new(), Vec::new());
             for (seqno, size) in sizes.iter().enumerate() {
                 let part: Vec<u8> = (0..*size).map(|i| (i * 7 + seqno) as u8).collect();
@@ -288,9 +316,53 @@ mod tests {
         }
     }
 
+    /// What random data comes to, of which nobody tries whether it shrinks.
+    fn stored(sums: Sums, packets: usize, bytes: usize, copies: bool) -> Vec<(Chunk, Vec<u8>)> {
+        let mut framer = Framer::new(BLOCK, 0, sums, &SealerPool::default(), true);
+        framer.judge.lock().unwrap().skip = u32::MAX;
+        if copies {
+            framer.copy_from_now();
+        }
+        let data = crate::testing::random(packets * bytes, 5);
+        let (mut cuts, mut at) = (Vec::new(), 0);
+        for (seqno, part) in data.chunks(bytes).enumerate() {
+            let header =
+                PacketHeader { offset: at, seqno: seqno as i64, last: false, data_len: part.len(), sync: false };
+            let mut encoded = Vec::new();
+            append(&mut encoded, &header, &sums, |out| out.extend_from_slice(part));
+            at = header.end();
+            cuts.extend(framer.push(take(&mut BytesMut::from(&encoded[..]), &sums).unwrap().unwrap(), 0, false));
+        }
+        cuts.extend(framer.cut());
+        let mut made = Vec::new();
+        for cut in cuts {
+            let chunk = cut.seal().unwrap();
+            let (header, raw) = open(&chunk);
+            assert_eq!(header.codec, Codec::Stored);
+            assert_eq!(raw, &data[header.offset as usize..header.end() as usize]);
+            made.push((chunk, raw.to_vec()));
+        }
+        assert_eq!(made.iter().map(|(_, raw)| raw.len()).sum::<usize>(), data.len());
+        made
+    }
+
+    #[test]
+    fn what_is_stored_as_it_came_stays_where_it_is_unless_that_holds_more() {
+        let parts = |made: Vec<(Chunk, Vec<u8>)>| made.iter().map(|(chunk, _)| chunk.parts.len()).collect::<Vec<_>>();
+        // The usual packet: 126 chunks of 512 bytes. A header, and four or five packets or their ends.
+        assert_eq!(parts(stored(Sums::READ, 12, 126 * 512, false)), [6, 6, 5]);
+        let other = Sums::named(1, 4_096).unwrap();
+        assert_eq!(parts(stored(other, 12, 126 * 512, false)), [6, 6, 5]);
+        // After data that was sent twice; small packets; checksums of single bytes; a packet of many frames.
+        assert_eq!(parts(stored(Sums::READ, 12, 126 * 512, true)), [1; 3]);
+        assert_eq!(parts(stored(Sums::READ, 40, 1_000, false)), [1]);
+        assert_eq!(parts(stored(Sums::named(2, 1).unwrap(), 4, 65_536, false)), [1]);
+        assert_eq!(parts(stored(Sums::READ, 1, 1 << 20, false)), [1; 4]);
+    }
+
     #[test]
     fn nothing_of_a_damaged_packet_gets_into_a_frame() {
-        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default(), true);
         assert!(framer.push(packet(4, 0, &[1; 200_000]), 0, false).is_empty());
         let mut bad = packet(5, 200_000, &[2; 100_000]);
         let mut data = bad.data.to_vec();
@@ -303,7 +375,7 @@ mod tests {
 
     #[test]
     fn only_little_work_is_quick() {
-        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default(), true);
         assert!(framer.push(packet(0, 0, &[1; 100]), 0, false).is_empty());
         assert!(framer.cut().unwrap().is_quick());
         let whole = framer.push(packet(1, 100, &[1; DEFAULT_FRAME_RAW_BYTES]), 0, false).remove(0);
@@ -324,8 +396,11 @@ mod tests {
             tried += 1;
             assert!(tried < 10, "compression is tried for ever");
         }
+        let mut stored = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default(), false);
+        let whole = stored.push(packet(1, 0, &[1; DEFAULT_FRAME_RAW_BYTES]), 0, false).remove(0);
+        assert!(whole.is_quick(), "nothing is to be compressed");
         let sums = Sums::named(2, 1).unwrap();
-        let mut costly = Framer::new(BLOCK, 0, sums, &SealerPool::default());
+        let mut costly = Framer::new(BLOCK, 0, sums, &SealerPool::default(), true);
         let many = Packet { sums: vec![0; 4 * random.len()].into(), ..packet(3, 0, &random) };
         costly.judge.lock().unwrap().skip = 9;
         assert!(costly.push(many, 0, false).iter().all(|cut| !cut.is_quick()), "a checksum for each byte");
@@ -335,7 +410,7 @@ mod tests {
 
     #[test]
     fn many_small_packets_do_not_wait_for_a_full_frame() {
-        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default());
+        let mut framer = Framer::new(BLOCK, 0, Sums::READ, &SealerPool::default(), true);
         let cuts: usize =
             (0..MOST_PACKETS).map(|at| framer.push(packet(at as i64, at as u64, b"x"), 0, false).len()).sum();
         assert_eq!(cuts, 1);

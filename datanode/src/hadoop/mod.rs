@@ -19,8 +19,8 @@
 //!
 //! # Limits
 //! Operations count among `max_transfers` with those of our own. Lengths from outside are checked before anything is allocated. A writer
-//! that sends nothing is cut after the idle timeout, a reader that takes nothing after [`READER_STALL`]. A reader holds three pieces of a mebibyte
-//! and a frame for each.
+//! that sends nothing is cut after the idle timeout, a reader that takes nothing after [`READER_STALL`]. A reader holds three pieces of a mebibyte,
+//! each twice at most, and what the frames at their ends have besides.
 
 mod answer;
 pub mod checksum;
@@ -28,6 +28,7 @@ pub mod data;
 pub mod framing;
 mod join;
 pub mod packet;
+mod piece;
 mod read;
 mod rpc;
 #[cfg(test)]

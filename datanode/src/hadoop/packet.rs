@@ -87,6 +87,12 @@ fn refused(text: String) -> Error {
     Error::new(ErrorCode::InvalidArgument, text)
 }
 
+/// Appends to `out` what comes before the data of a packet: `header` and its checksums, which must fit it.
+pub fn append_head(out: &mut Vec<u8>, header: &PacketHeader, sums: &[u8]) {
+    out.extend_from_slice(&header.encode(sums.len()));
+    out.extend_from_slice(sums);
+}
+
 /// Appends a packet to `out`. `data` writes `header.data_len` bytes.
 pub fn append(out: &mut Vec<u8>, header: &PacketHeader, sums: &Sums, data: impl FnOnce(&mut Vec<u8>)) {
     let sum_bytes = sums.bytes_for(header.data_len);

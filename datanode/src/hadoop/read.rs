@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::net::Conn;
-use cairn_proto::frame::Opener;
 use cairn_proto::hadoop::{
     BlockOpResponse, Checksum, ChecksumType, ClientReadStatus, DataStatus, OpReadBlock, ReadOpChecksumInfo,
 };
@@ -23,16 +22,12 @@ use futures_util::stream::FuturesOrdered;
 use tokio::io::AsyncWriteExt;
 
 use super::data::DataReader;
-use super::packet::{self, PacketHeader};
+use super::piece::{Made, Pieces, Source};
 use super::sums::{READ_CHUNK, SumKind, Sums};
 use super::{READER_STALL, answer, check_block, decode, read_delimited, refuse, send};
 use crate::store::Readable;
 use crate::transfer::Transfer;
 
-/// Data per packet.
-const PACKET_DATA: u64 = 64 << 10;
-/// Data that is made into packets at a time.
-const PIECE: u64 = 1 << 20;
 /// Pieces that are made, or wait, while one is sent.
 const AHEAD: usize = 2;
 /// Another node of the pipeline may have told the client of data whose ack is still on its way to this one.
@@ -51,7 +46,7 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
     let none = sums.kind() == SumKind::Null;
     let kind = if none { ChecksumType::ChecksumNull } else { ChecksumType::ChecksumCrc32c };
     let checksum = Checksum { r#type: kind as i32, bytes_per_checksum: READ_CHUNK as u32 };
-    let info = ReadOpChecksumInfo { checksum, chunk_offset: pieces.at };
+    let info = ReadOpChecksumInfo { checksum, chunk_offset: pieces.at() };
     let ready = BlockOpResponse { read_op_checksum_info: Some(info), ..answer(DataStatus::StatusSuccess) };
     send(conn, &ready).await?;
     let sent = send_all(transfer, conn, pieces).await?;
@@ -75,7 +70,7 @@ pub(super) async fn serve(transfer: &Arc<Transfer>, conn: &mut Conn, body: Bytes
 /// Sends one piece while the next ones are made. The inner error: the data is not what it was.
 async fn send_all(transfer: &Transfer, conn: &mut Conn, mut pieces: Pieces) -> io::Result<Result<()>> {
     let mut making = FuturesOrdered::new();
-    let mut made: VecDeque<Room> = VecDeque::new();
+    let mut made: VecDeque<Made> = VecDeque::new();
     let mut sent = 0;
     loop {
         while making.len() + made.len() <= AHEAD
@@ -92,12 +87,12 @@ async fn send_all(transfer: &Transfer, conn: &mut Conn, mut pieces: Pieces) -> i
             },
             taken = put(transfer, conn, made.front(), sent), if !made.is_empty() => {
                 sent += taken?;
-                if made.front().is_some_and(|front| front.bytes.len() <= sent)
+                if made.front().is_some_and(|front| front.len() <= sent)
                     && let Some(done) = made.pop_front()
                 {
                     transfer.metrics.bytes_sent.fetch_add(sent as u64, Ordering::Relaxed);
                     sent = 0;
-                    pieces.spare.push(done);
+                    pieces.reuse(done);
                 }
             }
             else => return Ok(Ok(())),
@@ -106,10 +101,10 @@ async fn send_all(transfer: &Transfer, conn: &mut Conn, mut pieces: Pieces) -> i
 }
 
 /// Writes what the peer takes of it, from `from` on. Dropped, it has written nothing.
-async fn put(transfer: &Transfer, conn: &mut Conn, room: Option<&Room>, from: usize) -> io::Result<usize> {
-    let bytes = room.and_then(|room| room.bytes.get(from..)).unwrap_or_default();
+async fn put(transfer: &Transfer, conn: &mut Conn, made: Option<&Made>, from: usize) -> io::Result<usize> {
+    let parts = made.map(|made| made.slices(from)).unwrap_or_default();
     let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the reader takes no data");
-    match transfer.env.clock.timeout(READER_STALL, conn.write(bytes)).await.map_err(stalled)?? {
+    match transfer.env.clock.timeout(READER_STALL, conn.write_vectored(&parts)).await.map_err(stalled)?? {
         0 => Err(io::ErrorKind::WriteZero.into()),
         taken => Ok(taken),
     }
@@ -133,7 +128,7 @@ async fn open(transfer: &Transfer, request: &OpReadBlock, sums: Sums) -> Result<
     DataReader::new(&readable, block, start, end)?;
     let finalized = readable.state == pb::ReplicaState::Finalized;
     let source = Arc::new(Source { readable, block, sums, end });
-    Ok((block, finalized, Pieces { source, at: start, seqno: 0, ended: false, spare: Vec::new() }))
+    Ok((block, finalized, Pieces::new(source, start)))
 }
 
 /// Opens a replica; if it is being written and shorter than asked for, after a moment in which it may catch up.
@@ -147,82 +142,5 @@ async fn readable_to(transfer: &Transfer, block: BlockId, generation: Generation
             return Ok(readable);
         }
         clock.sleep(CATCH_UP_PAUSE).await;
-    }
-}
-
-/// What is read.
-struct Source {
-    readable: Readable,
-    block: BlockId,
-    sums: Sums,
-    end: u64,
-}
-
-/// Memory of a piece, used again for another one.
-#[derive(Default)]
-struct Room {
-    bytes: Vec<u8>,
-    frame: Opener,
-}
-
-/// The pieces of a read, in their order.
-struct Pieces {
-    source: Arc<Source>,
-    at: u64,
-    seqno: i64,
-    ended: bool,
-    spare: Vec<Room>,
-}
-
-impl Pieces {
-    fn next(&mut self) -> Option<Piece> {
-        if self.ended {
-            return None;
-        }
-        let (from, seqno, end) = (self.at, self.seqno, self.source.end);
-        // Ends where frames do that writers filled: each of them is opened once.
-        self.at = ((from / PIECE + 1) * PIECE).min(end);
-        self.seqno += (self.at - from).div_ceil(PACKET_DATA) as i64;
-        self.ended = self.at == end;
-        let (source, room) = (Arc::clone(&self.source), self.spare.pop().unwrap_or_default());
-        Some(Piece { source, from, to: self.at, seqno, last: self.ended, room })
-    }
-}
-
-/// Some packets of a read.
-struct Piece {
-    source: Arc<Source>,
-    from: u64,
-    to: u64,
-    /// Of its first packet.
-    seqno: i64,
-    /// An empty packet follows, which ends the read.
-    last: bool,
-    room: Room,
-}
-
-impl Piece {
-    /// Blocking.
-    fn make(self) -> Result<Room> {
-        let Self { source, from, to, mut seqno, last, room: Room { bytes: mut out, frame } } = self;
-        let mut data = DataReader::new(&source.readable, source.block, from, to)?.with_memory(frame);
-        out.clear();
-        let size = to - from;
-        let most = size + source.sums.bytes_for(size as usize) as u64 + (size.div_ceil(PACKET_DATA) + 1) * 64;
-        out.reserve(most as usize);
-        let mut packet = |out: &mut Vec<u8>, offset: u64, data_len: usize| {
-            let header = PacketHeader { offset, seqno, last: data_len == 0, data_len, sync: false };
-            seqno += 1;
-            let mut outcome = Ok(());
-            packet::append(out, &header, &source.sums, |out| outcome = data.copy_to(out, data_len));
-            outcome
-        };
-        for offset in (from..to).step_by(PACKET_DATA as usize) {
-            packet(&mut out, offset, (to - offset).min(PACKET_DATA) as usize)?;
-        }
-        if last {
-            packet(&mut out, to, 0)?;
-        }
-        Ok(Room { bytes: out, frame: data.into_memory() })
     }
 }

@@ -34,6 +34,26 @@ async fn what_one_door_writes_the_other_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_so_stores_what_would_shrink_as_it_is() {
+    let data = text(3_000_017);
+    let stored = async |compress: bool| {
+        let first = Node::with(|settings| settings.hadoop_compress = compress).await;
+        let next = Node::start().await;
+        write_whole(&[&first, &next], &data).await;
+        let mut stored = Vec::new();
+        for node in [&first, &next] {
+            assert!(native(node, GEN, data.len()).await == data);
+            stored.push(node.transfer.store.read(BLOCK, GEN).await.unwrap().stored);
+        }
+        // The first node decides for the whole pipeline.
+        assert_eq!(stored[0], stored[1]);
+        stored[0]
+    };
+    assert!(stored(false).await > data.len() as u64);
+    assert!(stored(true).await < data.len() as u64 / 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_range_of_a_native_block_comes_in_whole_chunks_and_the_socket_serves_on() {
     let node = Node::start().await;
     let data = text(1_300_003);

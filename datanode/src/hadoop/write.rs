@@ -15,7 +15,8 @@
 //! is compared and dropped: with the packet before, or with the replica if it was there when the pipeline was opened. Anything else fails the write.
 //!
 //! # Bounds
-//! A connection holds at most a packet, [`SEALING`] frames, a frame's worth of packets, and what our pipeline holds for any writer.
+//! A connection holds at most two packets, [`SEALING`] frames, a frame's worth of packets, and what our pipeline holds for any writer: of that, frames
+//! that lie in their packets' memory count for their bytes and keep twice as much at most.
 //!
 //! # Loss of the client
 //! The pipeline ends as when one of our own clients leaves: each node keeps what it holds, to be recovered.
@@ -144,7 +145,7 @@ async fn run(transfer: &Arc<Transfer>, conn: Conn, setup: Setup) {
             block,
             generation,
             reader: &mut reader,
-            framer: Framer::new(block, kept, sums, &transfer.sealers),
+            framer: Framer::new(block, kept, sums, &transfer.sealers, transfer.settings.hadoop_compress),
             floor: kept,
             last: None,
             sealing: FuturesOrdered::new(),
@@ -292,6 +293,9 @@ impl<R: AsyncRead + Unpin> Receive<'_, R> {
 
     async fn on_packet(&mut self, packet: Packet) -> Result<(), Flaw> {
         let header = packet.header;
+        if header.data_len == 0 {
+            self.framer.copy_from_now();
+        }
         if header.seqno == HEARTBEAT && header.data_len == 0 {
             self.mark(MarkerKind::Heartbeat);
             self.expect(HEARTBEAT, Need::Nothing);
@@ -304,6 +308,7 @@ impl<R: AsyncRead + Unpin> Receive<'_, R> {
         }
         let known = usize::try_from(there - header.offset).unwrap_or(usize::MAX).min(header.data_len);
         if known > 0 {
+            self.framer.copy_from_now();
             self.compare(&packet, known).await?;
         }
         if known < header.data_len {

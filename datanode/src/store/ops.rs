@@ -120,6 +120,7 @@ impl BlockStore {
             }
         };
         let (store, block, generation, temporary) = (Arc::clone(self), new.block, new.generation, new.temporary);
+        let expected = new.block_size;
         self.env
             .work
             .io(move || match store.make_open_file(volume, block, generation, temporary) {
@@ -140,6 +141,7 @@ impl BlockStore {
                             found_at_start: false,
                             index,
                             reserved,
+                            expected,
                             name_durable: false,
                             replaces: older,
                         },
@@ -315,7 +317,7 @@ impl BlockStore {
     }
 
     fn reopen(self: &Arc<Self>, volume: usize, entry: &Entry, recovery: Recovery) -> Result<ReplicaWriter> {
-        let Recovery { block, new_generation, keep_length, .. } = recovery;
+        let Recovery { block, new_generation, keep_length, block_size, .. } = recovery;
         let Kind::Recovering { index, header_bytes, found_at_start } = entry.kind.clone() else {
             return Err(not_found(block));
         };
@@ -359,6 +361,7 @@ impl BlockStore {
             found_at_start,
             index: kept,
             reserved: 0,
+            expected: block_size,
             name_durable: true,
             replaces: None,
         };

@@ -30,16 +30,30 @@ use super::map::{Entry, Kind};
 use super::volume::{RESERVE_STEP, Volume};
 use super::{BlockStore, lock};
 
-/// Write-back of what was written starts every so many bytes, so that the sync at the end has little left to do.
+/// Write-back of what was written starts every so many bytes: pieces that a disk that seeks writes well.
 const WRITE_BACK_STEP: u64 = 8 << 20;
+/// Towards the end of the block the pieces become smaller, down to this, so that the sync has little left to wait for.
+const LAST_WRITE_BACK: u64 = 1 << 20;
 
 /// Whole, verified frames, back to back.
 #[derive(Clone, Debug)]
 pub struct Chunk {
-    /// The frames as they are on the wire and on disk.
-    pub bytes: Bytes,
+    /// The frames as they are on the wire and on disk; wherever they lie in memory.
+    pub parts: Vec<Bytes>,
     /// Their headers, in order.
     pub headers: Vec<FrameHeader>,
+}
+
+impl Chunk {
+    /// Bytes of the frames.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// The parts, to be written by one call.
+    pub fn slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        self.parts.iter().map(|part| IoSlice::new(part))
+    }
 }
 
 /// An open replica as others see it.
@@ -133,6 +147,8 @@ pub(super) struct Start {
     pub found_at_start: bool,
     pub index: BlockIndex,
     pub reserved: u64,
+    /// How long the block is likely to become.
+    pub expected: u64,
     /// Its folder was synced since it got its name.
     pub name_durable: bool,
     /// The replica whose place it takes once it is whole; comes back if it never is.
@@ -144,6 +160,7 @@ pub struct ReplicaWriter {
     store: Arc<BlockStore>,
     open: Arc<OpenReplica>,
     reserved: u64,
+    expected: u64,
     written_back: u64,
     name_durable: bool,
     /// The file has its final name: it is not this writer's any more.
@@ -176,6 +193,7 @@ impl ReplicaWriter {
             store: Arc::clone(store),
             open,
             reserved: start.reserved,
+            expected: start.expected,
             written_back,
             name_durable: start.name_durable,
             finalized: false,
@@ -218,7 +236,7 @@ impl ReplicaWriter {
     /// Appends frames that were verified and follow on what is there.
     pub fn append(&mut self, chunks: &[Chunk]) -> Result<()> {
         self.check_volume()?;
-        let total: u64 = chunks.iter().map(|chunk| chunk.bytes.len() as u64).sum();
+        let total: u64 = chunks.iter().map(|chunk| chunk.bytes() as u64).sum();
         if self.reserved < total {
             let step = RESERVE_STEP.max(total);
             // On a disk that is nearly full what is needed now may still go.
@@ -230,16 +248,19 @@ impl ReplicaWriter {
             self.reserved += taken;
         }
         let at = lock(&self.open.index).frames_end();
-        let mut parts: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(&chunk.bytes)).collect();
+        let mut parts: Vec<IoSlice<'_>> = chunks.iter().flat_map(Chunk::slices).collect();
         let written = self.open.file.write_parts_at(&mut parts, at);
         written.map_err(|error| self.failed("writing", &error))?;
         let at = at + total;
         let mut index = lock(&self.open.index);
         chunks.iter().flat_map(|chunk| &chunk.headers).for_each(|header| index.push(header));
+        let left = self.expected.checked_sub(index.data_length());
         drop(index);
         self.reserved -= total;
         self.volume().wrote(total, total);
-        if at - self.written_back >= WRITE_BACK_STEP {
+        // Longer than was thought: the end is not in sight.
+        let step = left.map_or(WRITE_BACK_STEP, |left| (left / 2).clamp(LAST_WRITE_BACK, WRITE_BACK_STEP));
+        if at - self.written_back >= step {
             self.open.file.start_write_back(self.written_back, at - self.written_back);
             self.written_back = at;
         }

@@ -152,6 +152,10 @@ impl Job {
         self.watchers = waiting;
         let due: Vec<Watcher> = due;
         for watcher in due {
+            if !watcher.reply.is_closed() {
+                // It listened until now.
+                self.heard_ms = now_ms;
+            }
             self.answer(watcher, slots_used);
         }
     }

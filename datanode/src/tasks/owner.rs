@@ -31,7 +31,7 @@ const MIN_MEMORY: u64 = 32 << 20;
 /// Longest time that a job may ask to be kept without a driver.
 const MAX_LEASE_MS: u64 = 7 * 24 * 3_600_000;
 /// Ended jobs whose epochs are remembered, so that a late driver cannot bring one back.
-const REMEMBERED: usize = 1_024;
+pub(super) const REMEMBERED: usize = 1_024;
 /// How often old logs are looked for.
 const EXPIRE_INTERVAL_MS: u64 = 600_000;
 
@@ -130,6 +130,8 @@ pub struct Owner {
     /// Detached drivers: leaders of their process groups, by job.
     pub(super) drivers: BTreeMap<String, u32>,
     pub(super) ended: VecDeque<(String, u64)>,
+    /// Jobs that their drivers have just ended, since when, as they were.
+    pub(super) lately: VecDeque<(u64, pb::JobOnNode)>,
     pub(super) kept: Kept,
     pub(super) stopping: Option<oneshot::Sender<()>>,
     /// When work folders were last measured; a measurement is under way.
@@ -173,6 +175,7 @@ impl Owner {
             next_worker: 0,
             drivers: BTreeMap::new(),
             ended: VecDeque::new(),
+            lately: VecDeque::new(),
             kept: Kept::default(),
             stopping: None,
             measured_ms: 0,
@@ -438,6 +441,7 @@ impl Owner {
         match self.job(&request.job_id, request.epoch, user) {
             Ok(job) => {
                 job.ending = Some(vec![reply]);
+                self.list_a_little_longer(&request.job_id);
                 self.end_job(&request.job_id).await;
             }
             // A repetition: the job ends or has ended. Or it was never here: then it shall not come.

@@ -393,9 +393,30 @@ async fn an_ended_job_stays_ended_for_its_old_driver() {
     assert_eq!(fixture.register("ann", "j", 1).await.unwrap_err().code(), ErrorCode::StaleEpoch);
 }
 
+/// Its driver writes the end down after it has told the nodes: until then it must not look as if nobody drove it.
+#[tokio::test]
+async fn a_job_that_its_driver_has_just_ended_is_listed_as_driven() {
+    let fixture = executor("exec sleep 1000", |_| ()).await;
+    fixture.register("ann", "j", 1).await.unwrap();
+    fixture.start(0, 1).await.unwrap();
+    let clock = Env::system().clock;
+    let began_ms = clock.mono_ms();
+    fixture.end().await.unwrap();
+    let list = |job_id: &str| pb::ListJobsRequest { job_id: job_id.into() };
+    let listed = fixture.ask(|reply| Event::List { request: list("j"), reply }).await.unwrap().jobs;
+    let of_another = fixture.ask(|reply| Event::List { request: list("other"), reply }).await.unwrap().jobs;
+    assert!(of_another.is_empty());
+    // A machine that stands still for longer than that shows nothing.
+    if clock.mono_ms() - began_ms < 3_000 {
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].epoch, listed[0].running.len(), &*listed[0].user), (1, 0, "ann"));
+        assert!(listed[0].driver_silent_ms < 3_000, "{listed:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_job_whose_driver_is_silent_is_ended() {
-    let fixture = executor("echo $$ > pid; exec sleep 1000", |settings| settings.lease_ms = 300).await;
+    let fixture = executor("echo $$ > pid; exec sleep 1000", |settings| settings.lease_ms = 3_000).await;
     fixture.register("ann", "j", 1).await.unwrap();
     fixture.start(0, 1).await.unwrap();
     let pid = line_of(&fixture.dir.path().join("jobs/j/pid")).await;

@@ -166,7 +166,7 @@ pub async fn run(
 /// Nobody waits for an answer to these jobs, and they are few bytes.
 fn is_small(jobs: &[Job]) -> bool {
     let bytes = |job: &Job| match job {
-        Job::Frames(chunk, _) => Some(chunk.bytes.len()),
+        Job::Frames(chunk, _) => Some(chunk.bytes()),
         Job::Marker(_) => None,
     };
     jobs.iter().map(bytes).sum::<Option<usize>>().is_some_and(|bytes| bytes < BATCH_BYTES)

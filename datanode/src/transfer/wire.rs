@@ -185,7 +185,7 @@ impl<R: AsyncRead + Unpin> UnitReader<R> {
             self.pending.truncate(parsed.bytes);
         }
         let full = std::mem::replace(&mut self.pending, next);
-        Chunk { bytes: self.buffers.lend(full), headers: parsed.headers }
+        Chunk { parts: vec![self.buffers.lend(full)], headers: parsed.headers }
     }
 
     async fn fill(&mut self, need: usize) -> Result<usize> {
@@ -235,7 +235,7 @@ mod tests {
         let (mut got, mut markers) = (Vec::new(), 0);
         loop {
             match reader.next().await? {
-                Item::Frames(chunk) => got.extend_from_slice(&chunk.bytes),
+                Item::Frames(chunk) => got.extend_from_slice(&chunk.parts.concat()),
                 Item::Marker(marker) => {
                     got.extend_from_slice(&marker.encode(BLOCK));
                     markers += 1;

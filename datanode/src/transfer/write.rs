@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_common::net::{self, Conn, opening};
 use cairn_proto::dataplane::{self, Marker, MarkerKind};
 use cairn_proto::ids::{BlockId, Generation};
@@ -429,10 +430,11 @@ impl Feed<'_> {
             return Err(Broken::here(Error::new(ErrorCode::InvalidArgument, text)));
         }
         self.progress.received.store(end, Ordering::Release);
-        self.transfer.metrics.bytes_received.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        let bytes = chunk.bytes.clone();
+        let bytes = chunk.bytes();
+        self.transfer.metrics.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+        let parts = chunk.parts.clone();
         // The disk gets it first if it has room, so that it works while we forward.
-        let waiting = match self.budget.try_take(bytes.len()) {
+        let waiting = match self.budget.try_take(bytes) {
             None => Some(chunk),
             Some(share) => match self.jobs.try_send(Job::Frames(chunk, share)) {
                 Ok(()) => None,
@@ -440,9 +442,9 @@ impl Feed<'_> {
                 Err(_) => return self.disk_is_gone().await,
             },
         };
-        self.forward(&bytes).await?;
+        self.forward(&parts).await?;
         let Some(chunk) = waiting else { return Ok(()) };
-        let Some(share) = self.budget.take(bytes.len(), &self.transfer.metrics.memory_waits).await else {
+        let Some(share) = self.budget.take(bytes, &self.transfer.metrics.memory_waits).await else {
             return self.disk_is_gone().await;
         };
         match self.jobs.send(Job::Frames(chunk, share)).await {
@@ -459,16 +461,16 @@ impl Feed<'_> {
             return Err(Broken::here(Error::new(ErrorCode::InvalidArgument, text)));
         }
         let _ = self.events.send(Event::Expect(marker.kind)).await;
-        self.forward(&marker.encode(self.block)).await?;
+        self.forward(&[Bytes::copy_from_slice(&marker.encode(self.block))]).await?;
         if marker.kind != MarkerKind::Heartbeat && self.jobs.send(Job::Marker(marker.kind)).await.is_err() {
             return self.disk_is_gone().await;
         }
         Ok(())
     }
 
-    async fn forward(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+    async fn forward(&mut self, parts: &[Bytes]) -> Result<(), Broken> {
         let Some(below) = &mut self.below else { return Ok(()) };
-        if let Err(error) = below.write_all(bytes).await {
+        if let Err(error) = net::write_parts(below, parts).await {
             // It may have said why: the way back decides.
             let error = Error::io("sending to the next datanode", &error);
             let _ = self.events.send(Event::BelowDeaf(error)).await;

@@ -72,6 +72,12 @@ impl Merges {
     pub fn under_way(&self) -> u64 {
         self.active.len() as u64
     }
+
+    /// Files that are to be looked at.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.candidates.len()
+    }
 }
 
 impl Core {
@@ -103,7 +109,7 @@ impl Core {
         if !self.settings.merge_short_blocks || !self.repair.settled() || self.safemode.is_on() || unconfirmed {
             return;
         }
-        self.walk_for_runs();
+        self.walk_for_runs(turn.wall_ms);
         for _ in 0..CANDIDATES_PER_TURN {
             let busy = self.merges.active.len() >= self.settings.max_merges || self.now_ms < self.merges.next_ms;
             let Some((due_ms, file)) = self.merges.candidates.first().copied().filter(|_| !busy) else { return };
@@ -111,12 +117,20 @@ impl Core {
                 return;
             }
             self.merges.candidates.pop_first();
+            let Some(inode) = self.tree.get(file) else { continue };
+            // A time in the future (set so, or the clock was set back) says nothing: the delay since the close is over.
+            let quiet_ms = turn.wall_ms.checked_sub(inode.modified_ms).unwrap_or(u64::MAX);
+            if quiet_ms < self.settings.merge_delay_ms {
+                // It has been written to since.
+                self.merges.candidates.insert((self.now_ms + self.settings.merge_delay_ms - quiet_ms, file));
+                continue;
+            }
             // A fault in it is nobody's but the log's: the walk finds the file again.
             let _ = self.begin_merge(turn, file);
         }
     }
 
-    fn walk_for_runs(&mut self) {
+    fn walk_for_runs(&mut self, wall_ms: u64) {
         let first = self.merges.looked_to;
         let least = self.settings.merge_min_blocks;
         let (mut last, mut count, mut found) = (first, 0, Vec::new());
@@ -127,7 +141,7 @@ impl Core {
             }
         }
         self.merges.looked_to = if count < WALK_PER_TURN { 0 } else { last + 1 };
-        let quiet_ms = self.counters.wall_ms.saturating_sub(self.settings.merge_delay_ms);
+        let quiet_ms = wall_ms.saturating_sub(self.settings.merge_delay_ms);
         for file in found {
             let quiet = self.tree.get(file).is_some_and(|inode| inode.modified_ms <= quiet_ms);
             if quiet && self.merges.candidates.len() < MAX_CANDIDATES && self.find_run(file).is_some() {

@@ -26,7 +26,7 @@ const PIPELINE_GRACE_MS: u64 = 10_000;
 /// Blocks that could not be copied or trimmed are tried again after this, or when a node comes or reports.
 const DEFER_MS: u64 = 3_000;
 /// After a start, a node whose full report makes progress is waited for as long as one range takes at most, ...
-const REPORTING_MS: u64 = 30_000;
+pub(super) const REPORTING_MS: u64 = 30_000;
 /// ... and beyond the dead interval no longer than this in all.
 const SETTLE_LIMIT_MS: u64 = 600_000;
 
@@ -203,15 +203,20 @@ impl Core {
         if self.repair.settled || self.safemode.is_on() {
             return;
         }
+        if self.everybody_has_come() {
+            self.repair.settled = true;
+            self.cursors.rescan();
+        }
+    }
+
+    /// Whether all known datanodes have reported since the start, or had the time to.
+    pub(super) fn everybody_has_come(&self) -> bool {
         let all_reported = self.nodes.nodes.iter().all(|node| node.alive && node.reported);
         let patience_ms = self.started_ms + self.settings.dead_interval_ms;
         let reports =
             |node: &Node| node.alive && !node.reported && self.now_ms < node.progress_ms.saturating_add(REPORTING_MS);
         let waits = self.now_ms < patience_ms + SETTLE_LIMIT_MS && self.nodes.nodes.iter().any(reports);
-        if all_reported || self.now_ms >= patience_ms && !waits {
-            self.repair.settled = true;
-            self.cursors.rescan();
-        }
+        all_reported || self.now_ms >= patience_ms && !waits
     }
 
     /// A good replica was reported.

@@ -5,6 +5,7 @@ use cairn_proto::{Error, ErrorCode};
 
 use super::Core;
 use super::permissions::Who;
+use super::repair::REPORTING_MS;
 
 /// Why safe mode is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,10 +61,20 @@ impl Core {
         (self.repair.complete as f64 * self.settings.safemode_threshold) as u64
     }
 
+    /// Whether as much is reported as may be waited for. Of a few blocks, or of the one in a thousand that the threshold leaves out, the only node may
+    /// yet have to come: until it had the time to, nobody shall take them for lost.
+    fn enough_is_reported(&self) -> bool {
+        let all = self.repair.safe >= self.repair.complete;
+        // A datanode that begins its report again and again holds nobody up for longer than one report may take.
+        let patience_ms = self.settings.dead_interval_ms + REPORTING_MS;
+        let waited = self.everybody_has_come() || self.now_ms >= self.started_ms + patience_ms;
+        all || self.repair.safe >= self.safe_blocks_needed() && waited
+    }
+
     /// Leaves safe mode once its conditions hold.
     pub(super) fn check_safemode(&mut self) {
         let State::Startup { holds_since_ms } = self.safemode.state else { return };
-        if self.repair.safe < self.safe_blocks_needed() {
+        if !self.enough_is_reported() {
             self.safemode.state = State::Startup { holds_since_ms: None };
             return;
         }
@@ -85,12 +96,15 @@ impl Core {
                 format!("Enough blocks are reported; safe mode ends in {left} ms.")
             }
             State::Startup { holds_since_ms: None } => {
-                let needed = self.safe_blocks_needed();
+                let missing = self.safe_blocks_needed().saturating_sub(self.repair.safe);
+                let wanted = match missing {
+                    0 => "the others may be on datanodes that have yet to come".to_owned(),
+                    more => format!("{} more are needed", grouped(more)),
+                };
                 let mut text = format!(
-                    "Waiting for block reports: {} of {} blocks have a reported replica, {} more are needed.",
+                    "Waiting for block reports: {} of {} blocks have a reported replica, {wanted}.",
                     grouped(self.repair.safe),
                     grouped(self.repair.complete),
-                    grouped(needed.saturating_sub(self.repair.safe)),
                 );
                 text.push_str(&self.silent_nodes());
                 text.push_str(&self.restore_note());

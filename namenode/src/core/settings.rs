@@ -46,7 +46,8 @@ pub struct CoreSettings {
     pub max_merges: usize,
     /// Bytes that merges may rewrite in a second, in the whole cluster. Higher: they end sooner, and disturb more.
     pub merge_bytes_per_second: u64,
-    /// Share of blocks that must have a reported replica before safe mode ends. Lower: reads of missing blocks at start.
+    /// Share of blocks that must have a reported replica before safe mode ends; the others are waited for until every known datanode has come or had
+    /// the time to. Lower: reads of missing blocks at start.
     pub safemode_threshold: f64,
     /// How long safe mode stays after its conditions hold. Longer: fewer surprises from late nodes, slower start.
     pub safemode_extension_ms: u64,

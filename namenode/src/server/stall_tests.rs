@@ -122,8 +122,8 @@ async fn a_disk_that_stands_still_stops_no_heartbeat_and_no_read() {
         ..NamenodeSettings::default()
     };
     settings.core.heartbeat_interval_ms = 50;
-    settings.core.stale_interval_ms = 200;
-    settings.core.dead_interval_ms = 400;
+    settings.core.stale_interval_ms = 1_000;
+    settings.core.dead_interval_ms = 2_000;
     let namenode = Namenode::start(env.clone(), settings).await.unwrap();
     let hello = pb::Hello { user: cairn_common::process::user_name(), role: "client".into(), ..Default::default() };
     let address = namenode.rpc_addr.to_string();
@@ -149,7 +149,7 @@ async fn a_disk_that_stands_still_stops_no_heartbeat_and_no_read() {
         calls.spawn(async move { client.mkdirs(mkdirs(format!("/x/d{number}"), 10 + number)).await });
     }
     // Much longer than the dead interval: heartbeats are answered, reads too, and nobody is called dead.
-    for _ in 0..30 {
+    for _ in 0..100 {
         let beat = pb::HeartbeatRequest {
             node_id: "n".into(),
             registration,

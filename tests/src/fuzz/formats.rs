@@ -200,7 +200,7 @@ pub fn frame_stream(data: &[u8]) {
                     assert_eq!(header.offset, end, "a gap");
                     end = header.end();
                 }
-                got.extend_from_slice(&chunk.bytes);
+                got.extend_from_slice(&chunk.parts.concat());
             }
             Ok(Item::Marker(marker)) => got.extend_from_slice(&marker.encode(BLOCK)),
             Ok(Item::End) => break Ok(()),

@@ -73,7 +73,7 @@ pub fn hadoop_packets(data: &[u8]) {
     let Ok(sums) = Sums::named(i32::from(input.byte() % 4), u32::from(input.short()) % 2_000) else { return };
     let stream = input.rest();
     let (mut buffer, mut taken, mut consumed) = (BytesMut::new(), Vec::new(), 0);
-    let mut framer = Framer::new(BLOCK, 0, sums, &SealerPool::default());
+    let mut framer = Framer::new(BLOCK, 0, sums, &SealerPool::default(), step.is_multiple_of(2));
     let (mut frames, mut expected) = (Vec::new(), Vec::new());
     let refused = 'stream: {
         for piece in stream.chunks(step) {
@@ -107,9 +107,10 @@ pub fn hadoop_packets(data: &[u8]) {
     let mut got = Vec::new();
     for cut in frames {
         let chunk = cut.seal().expect("checked above");
-        let header = FrameHeader::decode(BLOCK, &chunk.bytes).unwrap();
+        let bytes = Bytes::from(chunk.parts.concat());
+        let header = FrameHeader::decode(BLOCK, &bytes).unwrap();
         assert_eq!(header.offset, got.len() as u64);
-        got.extend_from_slice(&header.open(chunk.bytes.slice(FRAME_HEADER_BYTES..)).unwrap());
+        got.extend_from_slice(&header.open(bytes.slice(FRAME_HEADER_BYTES..)).unwrap());
     }
     assert!(got == expected);
     let mut reader = PacketReader::new(stream, sums);

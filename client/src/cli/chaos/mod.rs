@@ -166,7 +166,7 @@ async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
 
 /// A run that broke nothing, or in which nothing could be lost, says nothing about the cluster.
 fn nothing_done(faults: &Counts, tally: &Tally, interrupted: bool) -> Option<String> {
-    if tally.files_written == 0 {
+    if tally.files_written == 0 && !interrupted {
         return Some("no file was written: there was nothing to lose".into());
     }
     (faults.total() == 0 && !interrupted).then(|| "nothing was broken in all that time".into())

@@ -62,6 +62,34 @@ fn a_run_of_short_blocks_becomes_one_and_the_old_ones_go() {
 }
 
 #[test]
+fn a_file_that_is_appended_to_again_and_again_is_left_alone_until_it_is_quiet() {
+    let mut world = merging();
+    let mut old = make(&mut world, "/f", &[100, 200, 300]);
+    for _ in 0..6 {
+        // Each time shorter than the delay, together much longer.
+        world.pass(6_000);
+        assert_eq!(ids(&mut world, "/f"), old);
+        old.push(append_block(&mut world, "/f", 50));
+    }
+    world.pass(17_000);
+    assert_eq!(lengths(&mut world, "/f"), [BLOCK, 900]);
+}
+
+#[test]
+fn a_file_that_is_gone_or_is_dated_in_the_future_is_not_waited_for() {
+    let mut world = merging();
+    make(&mut world, "/gone", &[100, 200, 300]);
+    make(&mut world, "/future", &[100, 200, 300]);
+    assert!(world.delete("root", "/gone", false).unwrap());
+    let modified_ms = world.now.wall_ms + 1_000_000_000;
+    let times = pb::SetTimesRequest { path: "/future".into(), modified_ms: Some(modified_ms), ..Default::default() };
+    world.call::<pb::SetTimesResponse>("root", times).unwrap();
+    world.pass(17_000);
+    assert_eq!(lengths(&mut world, "/future"), [BLOCK, 600]);
+    assert_eq!(world.core.merges.waiting(), 0, "nothing is left to look at");
+}
+
+#[test]
 fn large_blocks_are_not_rewritten_for_small_ones() {
     let mut world = merging();
     make(&mut world, "/f", &[BLOCK / 2, 10, 10]);

@@ -11,6 +11,7 @@ mod pipelines;
 mod replay;
 mod restore;
 mod speed;
+mod starts;
 mod trash;
 mod truncates;
 mod turns;

@@ -1,8 +1,8 @@
-//! Datanodes: death, repair, excess, safe mode at start, unknown and bad replicas.
+//! Datanodes: death, repair, excess, unknown and bad replicas.
 
 use super::*;
 
-fn holders(world: &World, id: u64) -> Vec<usize> {
+pub(super) fn holders(world: &World, id: u64) -> Vec<usize> {
     (0..world.nodes.len()).filter(|at| world.nodes[*at].up && world.nodes[*at].held.contains_key(&id)).collect()
 }
 
@@ -125,67 +125,6 @@ fn setrep_adds_and_removes() {
     world.call::<pb::SetReplicationResponse>("root", setrep(1)).unwrap();
     world.pass(3_000);
     assert_eq!(holders(&world, id).len(), 1);
-}
-
-#[test]
-fn a_restart_waits_for_blocks_then_for_nodes() {
-    let mut world = cluster();
-    let mut blocks = Vec::new();
-    for at in 0..20 {
-        blocks.extend(world.write(&format!("/f{at}"), 2, 1));
-    }
-    // An unknown replica lies there already, and two that this namenode cannot judge: it never got so far.
-    let (unknown, future) = (BlockId::BASE.0 as u64, 9_999_999_999);
-    world.nodes[0].held.insert(unknown, (1, 1, pb::ReplicaState::Finalized));
-    world.nodes[0].held.insert(future, (1, 1, pb::ReplicaState::Finalized));
-    world.nodes[0].held.insert(unknown - 1, (1_000_000, 1, pb::ReplicaState::Finalized));
-    world.restart();
-    world.orders.clear();
-    let report = world.cluster();
-    assert!(report.safemode);
-    assert!(
-        report.safemode_reason.contains("0 of 20 blocks have a reported replica, 19 more are needed"),
-        "{}",
-        report.safemode_reason
-    );
-    assert!(
-        report.safemode_reason.contains("6 of 6 known datanodes have not reported yet: n0, n1"),
-        "{}",
-        report.safemode_reason
-    );
-    assert_eq!(code(world.mkdirs("root", "/x", 0o755)), ErrorCode::SafeMode);
-    assert!(world.heartbeat(0).is_err_and(|error| error.code() == ErrorCode::NotRegistered));
-    for at in 0..5 {
-        world.node_up(&format!("n{at}"), &format!("/r{}", at / 2));
-        world.step(100);
-    }
-    assert!(!world.cluster().safemode);
-    world.mkdirs("root", "/x", 0o755).unwrap();
-    // One known node is missing: nothing is copied or deleted until the dead interval is over.
-    world.nodes[5].up = false;
-    world.pass(20_000);
-    assert!(world.orders.iter().all(|(_, order)| matches!(order, Order::FullReport(_))), "{:?}", world.orders);
-    world.pass(12_000);
-    for id in blocks {
-        assert_eq!(holders(&world, id).len(), 2);
-    }
-    assert!(!world.nodes[0].held.contains_key(&unknown), "the unknown replica is gone");
-    assert!(world.nodes[0].held.contains_key(&future) && world.nodes[0].held.contains_key(&(unknown - 1)));
-    assert!(world.core.future_replicas() > 0);
-}
-
-#[test]
-fn all_nodes_reported_opens_the_gate_at_once() {
-    let mut world = cluster();
-    let id = world.write("/f", 3, 1)[0];
-    let gone = holders(&world, id)[0];
-    world.nodes[gone].held.clear();
-    world.restart();
-    for at in 0..6 {
-        world.node_up(&format!("n{at}"), &format!("/r{}", at / 2));
-    }
-    world.pass(3_000);
-    assert_eq!(holders(&world, id).len(), 3);
 }
 
 #[test]
@@ -473,36 +412,6 @@ fn blocks_beyond_the_number_of_nodes_wait_for_a_node() {
     world.node_up("n2", "/r1");
     world.pass(5_000);
     assert_eq!((holders(&world, id).len(), world.cluster().under_replicated), (3, 0));
-}
-
-#[test]
-fn a_report_under_way_is_waited_for_beyond_the_dead_interval() {
-    let mut world = cluster();
-    let id = world.write("/f", 1, 1)[0];
-    let at = holders(&world, id)[0];
-    world.write("/g", 3, 1);
-    world.restart();
-    world.orders.clear();
-    for other in (0..6).filter(|other| *other != at) {
-        world.node_up(&format!("n{other}"), &format!("/r{}", other / 2));
-    }
-    world.call::<pb::SafeModeResponse>("root", pb::SafeModeRequest { action: 2 }).unwrap();
-    world.nodes[at].up = false;
-    world.pass(25_000);
-    // It registers late, and its report takes its time.
-    world.register(at).unwrap();
-    for _ in 0..20 {
-        world.beat();
-        world.heartbeat(at).unwrap();
-        world.step(500);
-    }
-    assert!(!world.core.repair.settled());
-    world.open_stream(at);
-    world.full_report(at);
-    world.nodes[at].up = true;
-    world.pass(1_000);
-    assert!(world.core.repair.settled() && world.cluster().missing == 0);
-    assert!(world.orders.iter().all(|(_, order)| !matches!(order, Order::Replicate(_))));
 }
 
 #[test]
