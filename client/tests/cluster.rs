@@ -104,7 +104,9 @@ async fn a_datanode_may_leave_in_the_middle_of_a_write_and_of_a_read() {
     out.write_bytes(data.slice(..(BLOCK + 500_000) as usize)).await.unwrap();
     out.flush().await.unwrap();
     let located = cluster.fs.block_locations("/f", BLOCK, 1).await.unwrap();
-    let victim: usize = located[0].replicas[1].host.trim_start_matches("dn").parse().unwrap();
+    // The block before may be named too: its length may not be known yet.
+    let written = located.last().unwrap();
+    let victim: usize = written.replicas[1].host.trim_start_matches("dn").parse().unwrap();
     cluster.nodes[victim].take().unwrap().shutdown().await;
     out.write_bytes(data.slice((BLOCK + 500_000) as usize..)).await.unwrap();
     out.close().await.unwrap();

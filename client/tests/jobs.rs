@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_client::fs::{CreateOptions, ErrorCode};
@@ -59,17 +60,36 @@ impl Jobs {
         entries.into_iter().map(|entry| entry.path.rsplit('/').next().unwrap().to_owned()).collect()
     }
 
-    /// No node keeps anything of any job. (Of attempts that said something it keeps what they said.)
-    fn assert_no_job_folders(&self) {
+    /// No node keeps anything of any job. (Of attempts that said something it keeps what they said.) The driver does not wait for slow nodes: this does.
+    async fn assert_no_job_folders(&self) {
         for k in 0..self.nodes.len() {
             let jobs = self.dir.path().join(format!("dn{k}/jobs"));
-            assert_eq!(entries(&jobs), 0, "dn{k} keeps job folders");
+            until(&format!("dn{k} keeps no job folders"), async || entries(&jobs) == 0).await;
         }
+    }
+
+    /// Waits until so many nodes hold each block: a write ends well without nodes that it left out.
+    async fn replicated(&self, path: &str, nodes: usize) {
+        let whole = async || {
+            let blocks = self.fs.block_locations(path, 0, 0).await.unwrap();
+            blocks.iter().all(|block| block.replicas.len() >= nodes)
+        };
+        until(&format!("{path} lies on {nodes} nodes"), whole).await;
     }
 
     async fn stop(self) {
         self.0.stop().await;
     }
+}
+
+/// Waits for what becomes true soon.
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("not yet: {what}"));
 }
 
 fn entries(folder: &Path) -> usize {
@@ -131,7 +151,7 @@ async fn word_count_equals_the_plain_way_and_leaves_nothing() {
         assert_eq!(report.map.node_local + report.map.rack_local + report.map.remote, 6);
         assert_eq!(report.tasks.len(), 9);
     }
-    cluster.assert_no_job_folders();
+    cluster.assert_no_job_folders().await;
     assert_eq!(cluster.names("/deep").await, ["out1", "out2"]);
 
     let plan = job::plan(&cluster.fs, &JobSpec::wordcount(vec!["/in/*".into()], "/x", true)).await.unwrap();
@@ -196,7 +216,7 @@ async fn a_job_that_cannot_succeed_leaves_no_output_and_says_why() {
     assert_eq!(report.stderr_tail, "broken worker");
     assert_eq!(cluster.names("/").await, ["text"]);
     // What the attempts said stays for a while, and nothing else.
-    let logs = job::logs(&cluster.fs, &report.id).await.unwrap();
+    let logs = job::logs(&cluster.fs, &report.id).await.unwrap().logs;
     assert_eq!(logs.iter().map(job::JobLog::name).collect::<Vec<_>>(), ["m0.0", "m0.1", "m0.2", "m0.3"]);
     let mut said = Vec::new();
     job::read_log(&cluster.fs, &report.id, &logs[3], |piece| said.extend_from_slice(piece)).await.unwrap();
@@ -223,7 +243,7 @@ async fn a_cancelled_job_leaves_nothing() {
     let (report, ()) = tokio::join!(job::run(&cluster.fs, spec, observer), cancel);
     assert_eq!(report.unwrap().state, JobState::Killed);
     assert_eq!(cluster.names("/").await, ["text"]);
-    cluster.assert_no_job_folders();
+    cluster.assert_no_job_folders().await;
     cluster.stop().await;
 }
 
@@ -232,6 +252,7 @@ async fn the_death_of_a_node_costs_its_work_not_the_job() {
     let mut cluster = Jobs::start(4, |_| ()).await;
     let text = text(12 << 20);
     cluster.put("/text", &text).await;
+    cluster.replicated("/text", 2).await;
     let (observer, control) = JobObserver::new();
     let mut spec = JobSpec::wordcount(vec!["/text".into()], "/out", false);
     spec.reducers = Some(2);

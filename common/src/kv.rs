@@ -86,11 +86,16 @@ pub struct SledKv {
 
 impl SledKv {
     /// Opens or makes the store at `path`. If what is there cannot be read it is moved to a name beside it, which is returned, and an
-    /// empty store takes its place.
+    /// empty store takes its place. [`io::ErrorKind::ResourceBusy`]: somebody has it open.
     pub fn open(fs: &dyn Fs, clock: &Clock, path: &Path) -> io::Result<(Self, Option<PathBuf>)> {
-        let existed = fs.metadata(&path.join("db"))?.is_some();
+        let log = path.join("db");
+        let existed = fs.metadata(&log)?.is_some();
         match Self::try_open(path, existed) {
             Ok(store) => Ok((store, None)),
+            // sled's error for this is like the one for damage; its lock is of the same kind.
+            Err(_) if existed && matches!(fs.lock(&log), Ok(None)) => {
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is in use", path.display())))
+            }
             Err(error) => {
                 let mut aside = path.as_os_str().to_owned();
                 aside.push(format!(".damaged-{}", clock.wall_ms()));
@@ -201,16 +206,30 @@ mod tests {
         kv.flush().unwrap();
     }
 
+    /// sled's own threads may hold its file for a moment after it was dropped.
+    fn open_when_free(path: &Path) -> (SledKv, Option<PathBuf>) {
+        let clock = Clock::system();
+        let limit_ms = clock.mono_ms() + 60_000;
+        loop {
+            match SledKv::open(&SystemFs, &clock, path) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && clock.mono_ms() < limit_ms => {}
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     #[test]
     fn both_conform() {
         conforms(&MemoryKv::default());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        let (kv, damaged) = SledKv::open(&SystemFs, &Clock::system(), &path).unwrap();
+        let (kv, damaged) = open_when_free(&path);
         assert_eq!(damaged, None);
         conforms(&kv);
+        let busy = SledKv::open(&SystemFs, &Clock::system(), &path).err().unwrap();
+        assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy, "one that is open is not damaged");
         drop(kv);
-        let (kv, _) = SledKv::open(&SystemFs, &Clock::system(), &path).unwrap();
+        let (kv, _) = open_when_free(&path);
         assert_eq!(kv.get(b"b/1").unwrap(), Some(b"v".to_vec()), "flushed writes survive");
     }
 
@@ -218,11 +237,11 @@ mod tests {
     fn a_damaged_folder_is_moved_aside_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        drop(SledKv::open(&SystemFs, &Clock::system(), &path).unwrap());
+        drop(open_when_free(&path));
         let conf = SystemFs.open(&path.join("conf"), OpenMode::Write).unwrap();
         conf.set_len(0).unwrap();
         conf.write_all_at(b"\xff\xfe garbage", 0).unwrap();
-        let (kv, damaged) = SledKv::open(&SystemFs, &Clock::system(), &path).unwrap();
+        let (kv, damaged) = open_when_free(&path);
         let damaged = damaged.expect("the damage is noticed");
         assert!(damaged.to_string_lossy().contains("state.damaged-"));
         conforms(&kv);
@@ -232,13 +251,13 @@ mod tests {
     fn a_log_of_garbage_is_not_taken_for_an_empty_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        drop(SledKv::open(&SystemFs, &Clock::system(), &path).unwrap());
+        drop(open_when_free(&path));
         let db = SystemFs.open(&path.join("db"), OpenMode::Write).unwrap();
         db.set_len(0).unwrap();
         db.write_all_at(&[0x5a; 100], 0).unwrap();
-        let (_, damaged) = SledKv::open(&SystemFs, &Clock::system(), &path).unwrap();
+        let (_, damaged) = open_when_free(&path);
         assert!(damaged.is_some());
-        let (_, damaged) = SledKv::open(&SystemFs, &Clock::system(), &path).unwrap();
+        let (_, damaged) = open_when_free(&path);
         assert!(damaged.is_none());
     }
 }

@@ -13,7 +13,7 @@ pub fn user_name() -> String {
     name_of_uid(uid).unwrap_or_else(|| uid.to_string())
 }
 
-/// Home folder of the user that runs this process, if it has one.
+/// Does the superuser of the machine run this process?
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

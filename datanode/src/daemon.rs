@@ -243,16 +243,25 @@ fn ended() -> Error {
     Error::new(cairn_proto::ErrorCode::Internal, "the datanode ended")
 }
 
+/// A node in this process that has just ended may hold its notes for a moment.
+const STATE_PATIENCE_MS: u64 = 2_000;
+const STATE_PAUSE: Duration = Duration::from_millis(10);
+
 /// Opens the node's private notes; without them it serves all the same.
 async fn open_state(env: &Env, store: &BlockStore) -> Option<Arc<dyn KeyValue>> {
     let path = store.volumes().iter().find(|volume| !volume.is_failed())?.root().join("state");
-    let (fs, clock) = (Arc::clone(&env.fs), env.clock.clone());
-    let opened = env.work.io(move || SledKv::open(&*fs, &clock, &path)).await;
-    match opened {
-        Ok((store, _)) => Some(Arc::new(store)),
-        Err(error) => {
-            tracing::warn!("the state folder cannot be used ({error}); outcomes of checks are not kept");
-            None
+    let limit_ms = env.clock.mono_ms() + STATE_PATIENCE_MS;
+    loop {
+        let (fs, clock, path) = (Arc::clone(&env.fs), env.clock.clone(), path.clone());
+        match env.work.io(move || SledKv::open(&*fs, &clock, &path)).await {
+            Ok((store, _)) => return Some(Arc::new(store)),
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && env.clock.mono_ms() < limit_ms => {
+                env.clock.sleep(STATE_PAUSE).await;
+            }
+            Err(error) => {
+                tracing::warn!("the state folder cannot be used ({error}); outcomes of checks are not kept");
+                return None;
+            }
         }
     }
 }

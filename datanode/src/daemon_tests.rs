@@ -173,6 +173,20 @@ async fn start(settings: DatanodeSettings) -> Result<Running, Error> {
     Datanode::start(Env::system(), settings, extras).await
 }
 
+/// As [`start`], over a folder that something of this process had open until just now: what it had under way may hold the lock for a moment.
+async fn start_again(settings: DatanodeSettings) -> Running {
+    let clock = Env::system().clock;
+    let limit_ms = clock.mono_ms() + 30_000;
+    loop {
+        match start(settings.clone()).await {
+            Err(error) if error.code() == ErrorCode::AlreadyBeingCreated && clock.mono_ms() < limit_ms => {
+                clock.sleep(Duration::from_millis(1)).await;
+            }
+            started => return started.unwrap(),
+        }
+    }
+}
+
 async fn write(addr: &str, block: BlockId, data: &[u8]) {
     let request = pb::WriteBlock {
         block: block_of(block, GEN),
@@ -253,7 +267,10 @@ async fn registers_again_and_tells_all_when_it_is_forgotten() {
     let mut namenode = Namenode::start("cluster-1").await;
     let node = start(node_settings(dir.path(), &namenode.addr)).await.unwrap();
     namenode.registered().await;
+    // All of the first stream is here before the second begins.
+    while !matches!(namenode.report().await, Report::Range(_)) {}
     write(&node.addr, BLOCK, &random(5_000, 1)).await;
+    let Report::Changed(_) = namenode.report().await else { panic!() };
     namenode.least.send_replace(2);
     let again = namenode.registered().await;
     assert_eq!((again.cluster_id.as_str(), again.epoch), ("cluster-1", 3));
@@ -267,11 +284,15 @@ async fn registers_again_and_tells_all_when_it_is_forgotten() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waits_for_a_namenode_that_is_not_there_yet() {
     let dir = tempfile::tempdir().unwrap();
-    let addr = Env::system().net.bind("127.0.0.1:0").await.unwrap().local_addr().to_string();
+    // Bound, but it does not listen: nobody else gets the port meanwhile.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = held.local_addr().unwrap().to_string();
     let node = start(node_settings(dir.path(), &addr)).await.unwrap();
     let mut namenode = Namenode::start_at(&addr, "cluster-1").await;
     namenode.registered().await;
-    tokio::time::timeout(Duration::from_secs(10), node.registered()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), node.registered()).await.unwrap();
     node.shutdown().await;
 }
 
@@ -280,8 +301,8 @@ async fn a_folder_of_another_cluster_ends_the_daemon_with_both_names() {
     let dir = tempfile::tempdir().unwrap();
     drop(open_store(&settings(&[dir.path()])).await);
     let namenode = Namenode::start("cluster-2").await;
-    let node = start(node_settings(dir.path(), &namenode.addr)).await.unwrap();
-    let error = tokio::time::timeout(Duration::from_secs(10), node.failed()).await.unwrap();
+    let node = start_again(node_settings(dir.path(), &namenode.addr)).await;
+    let error = tokio::time::timeout(Duration::from_secs(60), node.failed()).await.unwrap();
     assert_eq!(error.code(), ErrorCode::WrongCluster);
     assert!(error.message().contains("cluster-1") && error.message().contains("cluster-2"), "{error}");
     node.shutdown().await;
@@ -301,7 +322,7 @@ async fn a_wrong_port_is_named() {
         }
     });
     let node = start(node_settings(dir.path(), &addr)).await.unwrap();
-    let error = tokio::time::timeout(Duration::from_secs(10), node.failed()).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(60), node.failed()).await.unwrap();
     assert!(error.message().contains(&addr), "{error}");
     node.shutdown().await;
 }
@@ -326,8 +347,8 @@ async fn a_shutdown_tells_writers_and_keeps_what_they_wrote() {
     });
     node.shutdown().await;
     assert!(watcher.await.unwrap().message().contains("shutting down"));
-    let node = start(configured).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(10), node.registered()).await.unwrap();
+    let node = start_again(configured).await;
+    tokio::time::timeout(Duration::from_secs(60), node.registered()).await.unwrap();
     assert!(read_range(&node.addr, BLOCK, Generation(1_001), 0, 3_000).await.unwrap() == data);
     node.shutdown().await;
 }

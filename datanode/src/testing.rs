@@ -72,8 +72,9 @@ pub fn settings(dirs: &[&Path]) -> DatanodeSettings {
         dirs: dirs.iter().map(|dir| dir.to_path_buf()).collect(),
         listen: "127.0.0.1:0".into(),
         reserved_bytes: 0,
-        connect_timeout_ms: 2_000,
-        pipeline_timeout_ms: 3_000,
+        // A busy machine must not look like a dead node.
+        connect_timeout_ms: 20_000,
+        pipeline_timeout_ms: 20_000,
         ..Default::default()
     }
 }
@@ -143,7 +144,7 @@ pub fn block_of(block: BlockId, generation: Generation) -> Option<pb::Block> {
 
 pub async fn dial(addr: &str) -> Conn {
     let hello = pb::Hello { user: "test".into(), role: "client".into(), ..Default::default() };
-    opening::open_data(&net::Net::tcp(), addr, &hello, Duration::from_secs(5)).await.unwrap()
+    opening::open_data(&net::Net::tcp(), addr, &hello, Duration::from_secs(30)).await.unwrap()
 }
 
 pub async fn ask(conn: &mut Conn, op: pb::data_request::Op) {

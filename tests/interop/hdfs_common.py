@@ -50,7 +50,7 @@ def health():
     return json.loads(by_cairn("fsck", "--json", check=False))
 
 
-def wait_for(what, condition, seconds=60):
+def wait_for(what, condition, seconds=180):
     """Waits until `condition()` is true and returns what it returned."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -68,11 +68,20 @@ def process_of(name):
 
 
 def running(pid):
+    """Also true while its first thread is gone, but others still hold its files and ports."""
+
+    def state(thread):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/stat") as file:
+                return file.read().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return "X"
+
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return any(state(thread) not in "ZX" for thread in threads)
 
 
 def kill(name):

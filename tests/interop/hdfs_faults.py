@@ -3,14 +3,16 @@
 Usage: hdfs_faults.py READY CAIRN FOLDER [retry|default]: with or without dfs.client.retry.policy.enabled, which a process decides once.
 """
 
+import contextlib
 import hashlib
+import os
 import sys
 import threading
 import time
 import zlib
 
 from checks import run
-from hdfs_common import by_cairn, cluster, health, in_cairn, kill, names, restart, spark_session, url, wait_for
+from hdfs_common import by_cairn, cluster, health, in_cairn, kill, local, names, restart, spark_session, url, wait_for
 
 retry = sys.argv[4] == "retry"
 PARTS, LINES, WIDTH = 4, 250, 32 * 1024
@@ -20,9 +22,11 @@ def line(part, at):
     return f"{part}:{at}:" + hashlib.shake_128(b"%d %d" % (part, at)).hexdigest(WIDTH // 2)
 
 
-def lines(part, slow):
+def lines(part, slowed):
     for at in range(LINES):
-        time.sleep(slow)
+        if slowed:
+            # A block is full by the time that it slows down.
+            time.sleep(0.1 if at > 2 * LINES // 3 and os.path.exists(slowed) else 0.015)
         yield (line(part, at),)
 
 
@@ -48,15 +52,26 @@ spark = spark_session(
 )
 
 
-def write(path, slow=0.015):
-    rows = spark.sparkContext.parallelize(range(PARTS), PARTS).flatMap(lambda part: lines(part, slow))
+@contextlib.contextmanager
+def slowly():
+    """A file during whose life jobs that are told of it take so long that what happens meanwhile finds them under way."""
+    path = local("slowed", b"")
+    try:
+        yield path
+    finally:
+        os.remove(path)
+
+
+def write(path, slowed=""):
+    rows = spark.sparkContext.parallelize(range(PARTS), PARTS).flatMap(lambda part: lines(part, slowed))
     spark.createDataFrame(rows, "value string").write.mode("overwrite").text(url + path)
 
 
-def read(path, slow=0.0):
+def read(path, slowed=""):
     def sums(rows):
         for row in rows:
-            time.sleep(slow)
+            if os.path.exists(slowed):
+                time.sleep(0.05)
             yield 1, zlib.crc32(row.value.encode())
 
     found = spark.read.text(url + path).rdd.mapPartitions(sums).collect()
@@ -103,10 +118,11 @@ def all_back():
 
 
 def a_datanode_dies_while_spark_writes():
-    job = Job(lambda: write("/fault/write"))
-    wait_for("the job writes", lambda: under_way("/fault/write"))
-    kill("dn2")
-    assert job.is_alive()
+    with slowly() as slowed:
+        job = Job(lambda: write("/fault/write", slowed))
+        wait_for("the job writes", lambda: under_way("/fault/write"))
+        kill("dn2")
+        assert job.is_alive()
     job.end()
     assert stored("/fault/write") == WANTED
     assert read("/fault/write") == WANTED
@@ -115,20 +131,23 @@ def a_datanode_dies_while_spark_writes():
 
 
 def a_datanode_dies_while_spark_reads():
-    job = Job(lambda: read("/fault/write", slow=0.01))
-    # Each of three nodes has everything; one that is read from right now is killed.
-    node = wait_for("the job reads", lambda: next((name for name in names if readers(name)), None))
-    kill(node)
-    assert job.is_alive()
+    with slowly() as slowed:
+        job = Job(lambda: read("/fault/write", slowed))
+        # Each of three nodes has everything; one that is read from right now is killed.
+        node = wait_for("the job reads", lambda: next((name for name in names if readers(name)), None))
+        kill(node)
+        assert job.is_alive()
     assert job.end() == WANTED
     restart(node)
     all_back()
 
 
 def the_namenode_is_started_again_while_spark_writes():
-    job = Job(lambda: write("/fault/namenode"))
-    wait_for("the job writes", lambda: under_way("/fault/namenode"))
-    kill("namenode")
+    with slowly() as slowed:
+        job = Job(lambda: write("/fault/namenode", slowed))
+        wait_for("the job writes", lambda: under_way("/fault/namenode"))
+        kill("namenode")
+        assert job.is_alive()
     # Long enough that calls of the job fail meanwhile.
     time.sleep(3)
     assert job.is_alive()
@@ -140,26 +159,28 @@ def the_namenode_is_started_again_while_spark_writes():
 
 
 def the_namenode_is_started_again_while_spark_reads():
-    job = Job(lambda: read("/fault/namenode", slow=0.01))
-    wait_for("the job reads", lambda: any(readers(name) for name in names))
-    kill("namenode")
-    time.sleep(3)
-    assert job.is_alive()
+    with slowly() as slowed:
+        job = Job(lambda: read("/fault/namenode", slowed))
+        wait_for("the job reads", lambda: any(readers(name) for name in names))
+        kill("namenode")
+        time.sleep(3)
+        assert job.is_alive()
     restart("namenode")
     assert job.end() == WANTED
 
 
 def without_retries_a_job_fails_whole_and_is_run_again():
-    job = Job(lambda: write("/fault/default"))
-    wait_for("the job writes", lambda: under_way("/fault/default"))
-    kill("namenode")
+    with slowly() as slowed:
+        job = Job(lambda: write("/fault/default", slowed))
+        wait_for("the job writes", lambda: under_way("/fault/default"))
+        kill("namenode")
     job.join(120)
     assert job.error is not None, "the job does not notice that there is no namenode"
     restart("namenode")
     # What it left is not taken for a result by anybody.
     left = in_cairn("/fault/default")
     assert all("/_temporary/" in name for name in left), left
-    write("/fault/default", slow=0)
+    write("/fault/default")
     assert stored("/fault/default") == WANTED
     assert read("/fault/default") == WANTED
     assert not [name for name in in_cairn("/fault/default") if "_temporary" in name]

@@ -57,13 +57,14 @@ class Workers:
         for process in reversed(self.started):
             process.terminate()
         for process in self.started:
-            process.wait(60)
+            process.wait(120)
 
 
 def said(log, words):
     """The word after `words` in a log."""
     with open(log) as lines:
-        return next((line.split(words, 1)[1].split()[0] for line in lines if words in line), None)
+        # Not of a line of which only the beginning is there yet.
+        return next((line.split(words, 1)[1].split()[0] for line in lines if words in line and line.endswith("\n")), None)
 
 
 def logged():
@@ -94,6 +95,8 @@ def session():
             "spark.hadoop.dfs.blocksize": str(1 << 20),
             "spark.sql.files.maxPartitionBytes": str(1 << 20),
             "spark.sql.files.openCostInBytes": "0",
+            # Longer than a busy machine holds a task up: by default Spark is content with any node after 3 s.
+            "spark.locality.wait": "120s",
             "spark.speculation": "true",
             "spark.speculation.quantile": "0.5",
             "spark.speculation.minTaskRuntime": "1s",
@@ -113,30 +116,33 @@ def scans():
     rows = spark.range(0, 400_000).selectExpr("id", "sha2(cast(id as string), 256) as t")
     context.setJobDescription("data")
     rows.repartition(3).write.mode("overwrite").csv(url + "/local")
-    # With one replica there is one node to run on; the wait for it is Spark's default.
+    # With one replica there is one node to run on.
     scan(1)
     by_cairn("setrep", "2", *in_cairn("/local"))
     wait_for("there are two replicas", lambda: not health()["under_replicated"])
     scan(2)
 
 
-def slow_once(part):
-    """Lines of a partition. The first attempt at the first partition has written half of them when it stands still."""
+def slow_once(part, seen):
+    """Lines of a partition. The first attempt at the first partition has written half of them when it stands still; the next one goes on from there
+    when the local file `seen` is made."""
     from pyspark import TaskContext
 
     for at in range(1000):
-        if part == 0 and at == 500 and TaskContext.get().attemptNumber() == 0:
-            time.sleep(60)
+        if part == 0 and at == 500:
+            end = time.monotonic() + 240
+            while time.monotonic() < end and (TaskContext.get().attemptNumber() == 0 or not os.path.exists(seen)):
+                time.sleep(0.05)
         yield (f"{part}:{at}:".ljust(4096, "x"),)
 
 
 def of_two_attempts_one_is_committed(version):
-    path = f"/speculative/{version}"
+    path, both_seen = f"/speculative/{version}", local(f"seen-{version}")
 
     def write():
         # Of this thread only.
         context.setJobDescription(f"speculation, {version}")
-        rows = context.parallelize(range(3), 3).flatMap(slow_once)
+        rows = context.parallelize(range(3), 3).flatMap(lambda part: slow_once(part, both_seen))
         written = spark.createDataFrame(rows, "value string").write.mode("overwrite")
         written.option("mapreduce.fileoutputcommitter.algorithm.version", version).text(url + path)
 
@@ -146,6 +152,8 @@ def of_two_attempts_one_is_committed(version):
     while job.is_alive():
         # Attempts at partition 0 with a file of theirs: .../_temporary/attempt_<time>_<stage>_m_000000_<task>/part-00000-...
         seen |= {name.split("/")[-2] for name in in_cairn(path) if "/_temporary/attempt_" in name and "/part-00000-" in name}
+        if len(seen) > 1:
+            local(f"seen-{version}", b"")
         job.join(0.05)
     assert len(seen) == 2, f"attempts that had a file in the cluster: {seen}"
     parts = [name for name in in_cairn(path) if "/part-" in name]

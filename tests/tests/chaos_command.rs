@@ -78,9 +78,10 @@ fn an_interrupt_while_it_heals_ends_it_with_what_is_known() {
     let mut cluster = four();
     let dir = cluster.dir().display().to_string();
     let args = ["--json", "chaos", "--dir", &dir, "--for", "10m", "--every", "500ms", "--away", "10m", "--kill"];
+    // Before one of them can be gone.
+    let members: Vec<Process> = processes(&cluster).iter().map(|(_, pid)| Process::of(*pid).unwrap()).collect();
     let child = cluster.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let chaos = Process::of(child.id()).unwrap();
-    let members: Vec<Process> = processes(&cluster).iter().map(|(_, pid)| Process::of(*pid).unwrap()).collect();
     wait_until("a member is killed", Duration::from_secs(30), || members.iter().any(|member| !member.runs()));
     // Whoever could start it again stands still: healing would take its whole time.
     let supervisor = cluster.supervisor();

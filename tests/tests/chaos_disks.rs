@@ -34,6 +34,7 @@ fn all_replicas_but_one_of_every_block_damaged() {
     let mut stage = Stage::start();
     let bytes = data::random(9, 3 * BLOCK + 777);
     stage.cluster.put("/precious", &bytes, &["--block-size", "1m"]);
+    stage.cluster.wait_whole("/precious", REPAIRED);
     let mut damaged = Vec::new();
     for (at, block) in stage.cluster.blocks("/precious").iter().enumerate() {
         let replicas = block["replicas"].as_array().unwrap();

@@ -26,7 +26,9 @@ fn datanodes_killed_and_back_after_a_while() {
 
 #[test]
 fn a_datanode_paused_until_it_is_stale_and_one_until_it_is_dead() {
-    let mut stage = Stage::start();
+    // Stale for long enough to be seen so.
+    let options = four().core("dead_interval_ms", 10_000);
+    let mut stage = Stage::with(Cluster::wired(options), |load| load);
     for (node, state) in [(1, "stale"), (2, "dead")] {
         stage.pause(node);
         stage.cluster.wait_state(node, state, NOTICED);

@@ -132,14 +132,14 @@ fn a_killed_append_leaves_what_was_there_and_recover_lease_closes_the_file() {
     assert_eq!(run["length"], bytes.len());
     let whole = [old.as_slice(), more.as_slice()].concat();
     assert!(bytes.len() >= old.len() && bytes[..] == whole[..bytes.len()], "{} bytes", bytes.len());
-    assert_eq!(being_written(&cluster), 0);
+    wait_until("nothing of it is open any more", Duration::from_secs(60), || being_written(&cluster) == 0);
     // The next one goes on at once, and a closed file needs no recovery.
     cluster.cairn_with(&["append", "-", "/f"], b"end").ok();
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&[bytes.as_slice(), b"end"].concat()));
     cluster.cairn(&["admin", "recover-lease", "/f"]).ok();
     let run = cluster.cairn(&["admin", "recover-lease", "/none"]);
     assert!(run.code == 1 && run.stderr.contains("/none"), "{}", run.stderr);
-    cluster.wait_healthy(Duration::from_secs(30));
+    cluster.wait_healthy(Duration::from_secs(60));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +170,7 @@ async fn flushed_bytes_outlive_their_writer_who_is_locked_out() {
 }
 
 async fn wait_for_closed(fs: &FileSystem) -> bool {
-    for _ in 0..300 {
+    for _ in 0..600 {
         if fs.recover_lease("/f").await.unwrap().closed {
             return true;
         }
@@ -206,7 +206,7 @@ fn truncate_cuts_bit_for_bit_wherever_the_cut_falls() {
         assert_eq!(cluster.json(&["stat", "/f"])["length"], length);
         assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes[..length]), "cut to {length}");
         if length == 3 * BLOCK + 300_001 {
-            cluster.wait_healthy(Duration::from_secs(30));
+            cluster.wait_healthy(Duration::from_secs(60));
             cluster.kill_everything();
             cluster.start_again();
             cluster.wait_serving(Duration::from_secs(30));
@@ -221,7 +221,7 @@ fn truncate_cuts_bit_for_bit_wherever_the_cut_falls() {
     cluster.cairn_with(&["append", "-", "/f"], b"anew").ok();
     assert_eq!(cluster.cat("/f"), b"anew");
     // Nothing of what was cut off stays on the disks.
-    wait_until("the cut blocks are gone", Duration::from_secs(40), || {
+    wait_until("the cut blocks are gone", Duration::from_secs(60), || {
         (0..3).map(|node| cluster.block_files(node).len()).sum::<usize>() == 3
     });
 }
@@ -238,7 +238,7 @@ fn a_datanode_that_was_away_during_a_cut_does_not_bring_the_old_bytes_back() {
     let whole = [&bytes[..700_000], b"behind the cut"].concat();
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
     cluster.restart_datanode(away);
-    cluster.wait_healthy(Duration::from_secs(40));
+    cluster.wait_healthy(Duration::from_secs(60));
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&whole));
     let replicas = cluster.blocks("/f")[0]["replicas"].as_array().unwrap().len();
     assert_eq!(replicas, 3, "the old replica was replaced by a copy of the new one");
@@ -267,6 +267,7 @@ fn concat_joins_files_without_moving_bytes() {
     for (k, part) in parts.iter().enumerate() {
         cluster.put(&format!("/d/p{k}"), part, &[]);
     }
+    cluster.wait_healthy(Duration::from_secs(60));
     let before: usize = (0..3).map(|node| cluster.block_files(node).len()).sum();
     cluster.cairn(&["concat", "/d/p0", "/d/p1", "/d/p3", "/d/p2"]).ok();
     let whole = [&parts[0][..], &parts[1], &parts[3], &parts[2]].concat();
@@ -379,7 +380,7 @@ fn a_follower_ends_when_it_is_interrupted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn short_blocks_are_merged_under_readers_and_nothing_changes_for_them() {
     let options = cairn_tests::ClusterOptions::new(4, 2)
-        .core("merge_delay_ms", 5_000)
+        .core("merge_delay_ms", 10_000)
         .core("deletions_per_heartbeat", 1_000)
         .core("merge_bytes_per_second", 100 << 20);
     let cluster = Cluster::start(options);
@@ -395,6 +396,7 @@ async fn short_blocks_are_merged_under_readers_and_nothing_changes_for_them() {
     let mut reader = fs.open("/f").await.unwrap();
     let mut read = reader.read_range(0, 60_000).await.unwrap().to_vec();
     wait_until("the run is one block", Duration::from_secs(60), || cluster.blocks("/f").len() == 1);
+    cluster.wait_healthy(Duration::from_secs(60));
     let merged = cluster.blocks("/f").remove(0);
     assert_eq!((merged["length"].as_u64(), merged["replicas"].as_array().unwrap().len()), (Some(600_000), 3));
     wait_until("the old replicas are deleted", Duration::from_secs(60), || {
@@ -412,5 +414,5 @@ async fn short_blocks_are_merged_under_readers_and_nothing_changes_for_them() {
     }
     cluster.cairn_with(&["append", "-", "/f"], b"and on").ok();
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&[&whole[..], b"and on"].concat()));
-    cluster.wait_healthy(Duration::from_secs(30));
+    cluster.wait_healthy(Duration::from_secs(60));
 }

@@ -321,7 +321,7 @@ fn a_full_cluster_says_so_and_keeps_nothing_half_made() {
     run.fails_naming(1, &["/big"]);
     assert_eq!(paths(&cluster), ["/small"]);
     assert_eq!(cluster.cat("/small"), b"fits");
-    wait_for("the room comes back", Duration::from_secs(20), || {
+    wait_for("the room comes back", Duration::from_secs(60), || {
         let run = cluster.cairn_with(&["put", "-", "/again"], &data::random(11, 1 << 20));
         if run.code == 0 { Ok(()) } else { Err(run.stderr) }
     });

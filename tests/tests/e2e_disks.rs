@@ -52,6 +52,7 @@ fn each_kind_of_damage_is_read_elsewhere_and_mended() {
     for (number, (kind, damage)) in DAMAGES.iter().enumerate() {
         let path = format!("/f{number}");
         cluster.put(&path, &bytes, &[]);
+        cluster.wait_whole(&path, REPAIR);
         let block = cluster.blocks(&path)[0].clone();
         // All but one: whoever reads meets at least one of them in the end.
         for node in &holders(&cluster, &block)[..2] {
@@ -107,6 +108,11 @@ fn the_last_replica_stays_however_bad_it_is() {
     assert_eq!(sha256(&cluster.cat("/f")), sha256(&data::random(13, BLOCK)));
 }
 
+/// Takes a folder away in one moment, as a disk that is pulled: to remove file by file would be a race with the node that writes in it.
+fn vanish(dir: &Path) {
+    std::fs::rename(dir, dir.with_extension("gone")).unwrap();
+}
+
 #[test]
 fn a_volume_that_vanishes_is_replaced_while_its_node_lives_until_the_last() {
     let settings = "[datanode]\nvolume_check_interval_ms = 300";
@@ -117,9 +123,10 @@ fn a_volume_that_vanishes_is_replaced_while_its_node_lives_until_the_last() {
     cluster.wait_registered(0, REPAIR);
     let bytes = data::random(14, 8 * BLOCK);
     cluster.put("/f", &bytes, &[]);
+    cluster.wait_healthy(REPAIR);
     let on = |dir: &Path| files_below(dir, &|name| name.ends_with(".blk")).len();
     assert!(on(&first) > 0 && on(&second) > 0, "both volumes hold blocks");
-    std::fs::remove_dir_all(&second).unwrap();
+    vanish(&second);
     wait_until("all blocks are on the first volume", REPAIR, || on(&first) == 8);
     cluster.wait_healthy(REPAIR);
     assert!(cluster.datanodes[0].process.runs());
@@ -128,7 +135,7 @@ fn a_volume_that_vanishes_is_replaced_while_its_node_lives_until_the_last() {
     let logged = cluster.logs();
     assert!(logged.contains("is out of service") && logged.contains(second.to_str().unwrap()));
     // With no volume left the node says so and ends.
-    std::fs::remove_dir_all(&first).unwrap();
+    vanish(&first);
     wait_until("the node has ended", REPAIR, || !cluster.datanodes[0].process.runs());
     assert!(cluster.logs().contains("2 of 2 volumes are out of service"), "{}", cluster.logs());
     assert_eq!(sha256(&cluster.cat("/g")), sha256(&bytes));
@@ -141,6 +148,7 @@ fn fsck_fix_saves_what_is_left_and_loses_nothing() {
     cluster.cairn(&["mkdir", "-p", "/d"]).ok();
     cluster.put("/d/f", &bytes, &[]);
     cluster.put("/d/well", b"untouched", &[]);
+    cluster.wait_healthy(REPAIR);
     let blocks = cluster.blocks("/d/f");
     let third = blocks[2].clone();
     for node in 0..3 {
@@ -193,6 +201,7 @@ fn fsck_fix_saves_what_is_left_and_loses_nothing() {
         }
     }
     cluster.fsck(&["--verify", "/lost+found"]);
+    wait_until("the namenode knows", REPAIR, || cluster.fsck(&["/lost+found"])["status"] == "healthy");
     cluster.cairn(&["mv", "/lost+found/d/f/damaged", "/d/f"]).ok();
     assert_eq!(sha256(&cluster.cat("/d/f")), sha256(&bytes));
     cluster.wait_healthy(REPAIR);
@@ -203,6 +212,9 @@ fn a_restart_within_the_dead_interval_starts_no_repair() {
     let mut cluster = Cluster::start(ClusterOptions::new(4, 2).core("dead_interval_ms", 30_000));
     let bytes = data::random(16, 6 * BLOCK);
     cluster.put("/f", &bytes, &[]);
+    cluster.wait_healthy(REPAIR);
+    let copies = |cluster: &Cluster| cluster.logs().matches("copied to").count();
+    let copied = copies(&cluster);
     for orderly in [true, false] {
         let process = cluster.datanodes[0].process;
         if orderly {
@@ -221,13 +233,11 @@ fn a_restart_within_the_dead_interval_starts_no_repair() {
         let before = cluster.datanodes[0].process;
         cluster.restart_datanode(0);
         assert!(before != cluster.datanodes[0].process);
-        wait_until("the node has registered again", REPAIR, || {
-            cluster.logs().matches("registered with").count() >= if orderly { 5 } else { 6 }
-        });
+        cluster.wait_registered(0, REPAIR);
         cluster.wait_healthy(REPAIR);
         assert_eq!(sha256(&cluster.cat("/f")), sha256(&bytes));
     }
     let left = |name: &str| files_below(&cluster.datanodes[0].dir, &|other| other == name).len();
     assert_eq!((left("77_1001.rbw"), left("notes")), (0, 1));
-    assert!(!cluster.logs().contains("copied to"), "nothing had to be copied");
+    assert_eq!(copies(&cluster), copied, "nothing had to be copied");
 }

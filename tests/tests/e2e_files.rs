@@ -5,11 +5,18 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::Duration;
 
 use cairn_tests::data::{self, sha256, sha256_file};
 use cairn_tests::{Cluster, ClusterOptions, Run, large};
 
 const BLOCK: usize = 1 << 20;
+const REPAIR: Duration = Duration::from_secs(60);
+
+/// Where nobody who is silent for a moment is passed over.
+fn patient(datanodes: usize, racks: usize) -> ClusterOptions {
+    ClusterOptions::new(datanodes, racks).core("stale_interval_ms", 60_000).core("dead_interval_ms", 60_000)
+}
 
 #[test]
 fn files_of_every_size_come_back_bit_for_bit() {
@@ -69,8 +76,9 @@ fn block_sizes_other_than_the_default() {
 
 #[test]
 fn every_block_has_three_replicas_on_exactly_two_racks() {
-    let cluster = Cluster::start(ClusterOptions::new(5, 3));
+    let cluster = Cluster::start(patient(5, 3));
     cluster.put("/big", &data::random(3, 12 * BLOCK + 5), &[]);
+    cluster.wait_healthy(REPAIR);
     let report = cluster.json(&["blocks", "/big"]);
     assert_eq!(report["replication"], 3);
     let blocks = report["blocks"].as_array().unwrap();
@@ -163,13 +171,13 @@ fn replication_follows_what_is_asked_and_set() {
     assert_eq!(counts("/r1"), [3, 3]);
     cluster.cairn(&["setrep", "-w", "2", "/r1"]).ok();
     assert_eq!(counts("/r1"), [2, 2]);
-    cluster.wait_healthy(std::time::Duration::from_secs(20));
+    cluster.wait_healthy(REPAIR);
     assert_eq!(sha256(&cluster.cat("/r1")), sha256(&data::random(8, 2 * BLOCK)));
 }
 
 #[test]
 fn a_small_cluster_takes_files_with_the_replicas_that_it_has() {
-    let cluster = Cluster::start(ClusterOptions::new(1, 1));
+    let cluster = Cluster::start(patient(1, 1));
     cluster.put("/f", b"one node is enough", &[]);
     assert_eq!(cluster.cat("/f"), b"one node is enough");
     assert_eq!(cluster.fsck(&[])["under_replicated"], 1);

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
 
+mod gate;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use cairn_tests::{Cluster, ClusterOptions, Run, data, process, wait_until};
+use cairn_tests::{Cluster, ClusterOptions, Run, data, wait_until};
 use serde_json::Value;
 
 /// Every file below a path with its bytes, named from there.
@@ -192,20 +194,23 @@ fn a_folder_of_this_machine_is_copied_from_here() {
 
 #[test]
 fn a_node_that_dies_does_not_spoil_a_copy() {
-    let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let mut cluster = Cluster::start(gate::with_gate(ClusterOptions::new(4, 2), 2));
     let files: BTreeMap<String, Vec<u8>> =
         (0..24u64).map(|n| (format!("/f{n}"), data::random(n, 700_000 + n as usize))).collect();
     for (name, bytes) in &files {
         cluster.put_in_folders(&format!("/src{name}"), bytes, &[]);
     }
-    let job = cluster.command(&["--json", "job", "distcp", "--maps", "8", "--bandwidth", "2", "/src", "/copy"]);
-    let mut job = { job }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    gate::close(&cluster);
+    // So few maps are given no second attempts.
+    let job = cluster.command(&["--json", "job", "distcp", "--maps", "3", "--bandwidth", "4", "/src", "/copy"]);
+    let job = { job }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut victim = None;
     wait_until("a datanode runs a task", Duration::from_secs(30), || {
-        victim = (0..4).find(|node| !process::descendants(cluster.datanodes[*node].process.pid).is_empty());
-        victim.is_some() || job.try_wait().unwrap().is_some()
+        victim = gate::workers(&cluster).next().map(|(node, _)| node);
+        victim.is_some()
     });
-    cluster.kill_datanode(victim.expect("the job was over before a node could be killed"));
+    cluster.kill_datanode(victim.unwrap());
+    gate::open(&cluster);
     let report = Run::of_child("job distcp", job, Duration::from_secs(120)).json();
     assert_eq!(counts(&report), [24, 0, 0, 0], "{report}");
     assert!(tree(&cluster, "/copy") == files);

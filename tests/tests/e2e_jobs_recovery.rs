@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
 
+mod gate;
+
 use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,8 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster with a text of 24 blocks at `/text`, and the text's local file.
 fn cluster_with_text(slots: u32) -> (Cluster, String) {
-    let options = ClusterOptions::new(3, 2).more(&format!("[datanode]\ntask_slots = {slots}"));
-    let cluster = Cluster::start(options);
+    let cluster = Cluster::start(gate::with_gate(ClusterOptions::new(3, 2), slots));
     let local = cluster.local_file("text", &data::text(11, 24 << 20, 200_000));
     cluster.cairn(&["put", &local, "/text"]).ok();
     (cluster, local)
@@ -32,12 +33,25 @@ fn spawn(cluster: &Cluster, args: &[&str]) -> Child {
     cluster.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// Starts a word count that the gate holds up.
+fn spawn_held(cluster: &Cluster, flags: &[&str], output: &str) -> Child {
+    gate::close(cluster);
+    let line = ["--json", "job", "wordcount", "--no-speculation"];
+    spawn(cluster, &[&line[..], flags, &["/text", output]].concat())
+}
+
+fn wait_worker(cluster: &Cluster) -> Process {
+    wait_for("a worker runs", PATIENCE, || {
+        gate::workers(cluster).next().map(|(_, worker)| worker).ok_or_else(|| "none does".into())
+    })
+}
+
 /// The newest job.
 fn newest(cluster: &Cluster) -> Option<Value> {
     cluster.json(&["job", "ls"]).as_array().unwrap().first().cloned()
 }
 
-/// Waits until the newest job has so many maps done; returns its id.
+/// Waits until the newest job, which the gate holds up, has so many maps done; returns its id.
 fn wait_maps_done(cluster: &Cluster, maps: u64) -> String {
     wait_for(&format!("{maps} maps are done"), PATIENCE, || match newest(cluster) {
         Some(job) if job["maps_done"].as_u64() >= Some(maps) && job["state"] == "running" => {
@@ -79,13 +93,14 @@ fn sums(report: &Value) -> Vec<Value> {
 fn a_job_whose_driver_is_killed_goes_on_where_it_was() {
     let (cluster, local) = cluster_with_text(1);
     let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
-    let mut driver = spawn(&cluster, &["job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let mut driver = spawn_held(&cluster, &["--reducers", "2"], "/counts");
     let id = wait_maps_done(&cluster, 6);
     driver.kill().unwrap();
     driver.wait().unwrap();
     let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     cluster.cairn(&["stat", "/counts"]).fails(1);
     wait_state(&cluster, &id, "orphaned");
+    gate::open(&cluster);
     let report = cluster.json(&["job", "resume", &id]);
     assert_eq!((&report["state"], &report["drivers"]), (&"succeeded".into(), &2.into()), "{report}");
     assert_eq!(sums(&report), sums(&clean));
@@ -107,10 +122,11 @@ fn a_job_whose_driver_is_killed_goes_on_where_it_was() {
 #[test]
 fn a_driver_that_was_only_paused_changes_nothing_when_it_wakes() {
     let (cluster, local) = cluster_with_text(1);
-    let driver = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let driver = spawn_held(&cluster, &["--reducers", "2"], "/counts");
     let paused = Process::of(driver.id()).unwrap();
     let id = wait_maps_done(&cluster, 4);
     paused.signal(libc::SIGSTOP);
+    gate::open(&cluster);
     let report = cluster.json(&["job", "resume", "--force", &id]);
     assert_eq!(report["state"], "succeeded", "{report}");
     let output = cluster.json(&["ls", "/counts"]);
@@ -126,8 +142,9 @@ fn a_driver_that_was_only_paused_changes_nothing_when_it_wakes() {
 #[test]
 fn a_driver_that_works_keeps_its_job_unless_it_is_taken_by_force() {
     let (cluster, _) = cluster_with_text(1);
-    let driver = spawn(&cluster, &["job", "wordcount", "/text", "/counts"]);
+    let driver = spawn_held(&cluster, &[], "/counts");
     let id = wait_maps_done(&cluster, 1);
+    gate::open(&cluster);
     let refused = cluster.cairn(&["job", "resume", &id]);
     // On a fast machine it was done before the other had lost patience.
     assert!(refused.stderr.contains("has a driver") || refused.stderr.contains("is over"), "{refused:?}");
@@ -138,7 +155,7 @@ fn a_driver_that_works_keeps_its_job_unless_it_is_taken_by_force() {
 #[test]
 fn a_job_is_killed_from_elsewhere_and_leaves_nothing() {
     let (cluster, _) = cluster_with_text(1);
-    let driver = spawn(&cluster, &["job", "wordcount", "/text", "/deep/er/counts"]);
+    let driver = spawn_held(&cluster, &[], "/deep/er/counts");
     let id = wait_maps_done(&cluster, 2);
     assert_eq!(cluster.json(&["job", "kill", &id])["state"], "killed");
     wait_no_worker(&cluster);
@@ -175,7 +192,7 @@ fn a_job_that_is_over_but_was_not_put_away_says_how_it_ended() {
 #[test]
 fn the_staging_folder_of_a_job_that_nobody_resumes_goes_with_the_next_look() {
     let (cluster, _) = cluster_with_text(1);
-    let mut driver = spawn(&cluster, &["job", "wordcount", "--keep", "1s", "/text", "/counts"]);
+    let mut driver = spawn_held(&cluster, &["--keep", "8s"], "/counts");
     let id = wait_maps_done(&cluster, 2);
     driver.kill().unwrap();
     driver.wait().unwrap();
@@ -200,15 +217,19 @@ fn a_detached_job_is_driven_by_a_node_and_resumed_when_that_node_dies() {
     assert_eq!(ended["report"]["reduce"]["tasks"], 2, "{ended}");
     assert_counts(&cluster, &local, "/first");
 
-    let started = cluster.json(&["job", "run", "--detach", "--", "wordcount", "/text", "/second"]);
+    gate::close(&cluster);
+    let started = cluster.json(&["job", "run", "--detach", "--", "wordcount", "--no-speculation", "/text", "/second"]);
     let id = started["id"].as_str().unwrap().to_owned();
     wait_maps_done(&cluster, 3);
-    let status = cluster.json(&["job", "status", &id]);
-    let host = status["driver_node"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned();
+    let host = wait_for("the driver's node says that it drives", PATIENCE, || {
+        let status = cluster.json(&["job", "status", &id]);
+        status["driver_node"].as_str().map(str::to_owned).ok_or_else(|| status.to_string())
+    });
     // Its own log is among those of the job's tasks.
     let index = (0..3).find(|at| host == format!("dn{}", at + 1)).unwrap();
     cluster.kill_datanode(index);
     wait_state(&cluster, &id, "orphaned");
+    gate::open(&cluster);
     let report = cluster.json(&["job", "resume", &id]);
     assert_eq!(report["state"], "succeeded", "{report}");
     assert_counts(&cluster, &local, "/second");
@@ -219,10 +240,11 @@ fn a_detached_job_is_driven_by_a_node_and_resumed_when_that_node_dies() {
 #[test]
 fn a_namenode_that_dies_and_comes_back_costs_a_job_nothing() {
     let (mut cluster, local) = cluster_with_text(1);
-    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let job = spawn_held(&cluster, &["--reducers", "2"], "/counts");
     wait_maps_done(&cluster, 3);
     cluster.kill_namenode();
     cluster.restart_namenode();
+    gate::open(&cluster);
     let report = Run::of_child("job wordcount", job, PATIENCE).json();
     assert_eq!((&report["state"], &report["drivers"]), (&"succeeded".into(), &1.into()), "{report}");
     assert_counts(&cluster, &local, "/counts");
@@ -234,13 +256,10 @@ fn a_namenode_that_dies_and_comes_back_costs_a_job_nothing() {
 fn workers_that_die_cost_attempts_and_no_count() {
     let (cluster, local) = cluster_with_text(2);
     let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
-    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
+    let job = spawn_held(&cluster, &["--reducers", "2"], "/counts");
     wait_maps_done(&cluster, 1);
-    let worker = wait_for("a worker runs", PATIENCE, || {
-        let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
-        workers.filter_map(Process::of).find(Process::runs).ok_or_else(|| "none does".into())
-    });
-    worker.signal(libc::SIGKILL);
+    wait_worker(&cluster).signal(libc::SIGKILL);
+    gate::open(&cluster);
     let report = Run::of_child("job wordcount", job, PATIENCE).json();
     assert_eq!(report["state"], "succeeded", "{report}");
     assert_eq!(sums(&report), sums(&clean));
@@ -249,18 +268,13 @@ fn workers_that_die_cost_attempts_and_no_count() {
 
 #[test]
 fn counters_add_up_although_worker_driver_and_node_die_in_one_job() {
-    let options = ClusterOptions::new(4, 2).more("[datanode]\ntask_slots = 1");
-    let mut cluster = Cluster::start(options);
+    let mut cluster = Cluster::start(gate::with_gate(ClusterOptions::new(4, 2), 1));
     let local = cluster.local_file("text", &data::text(12, 24 << 20, 200_000));
     cluster.cairn(&["put", &local, "/text"]).ok();
-    let line = |output| ["--json", "job", "wordcount", "--reducers", "3", "/text", output];
-    let clean = cluster.cairn(&line("/clean")).json();
-    let mut driver = spawn(&cluster, &line("/counts"));
+    let clean = cluster.json(&["job", "wordcount", "--reducers", "3", "/text", "/clean"]);
+    let mut driver = spawn_held(&cluster, &["--reducers", "3"], "/counts");
     wait_maps_done(&cluster, 3);
-    let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
-    if let Some(worker) = workers.filter_map(Process::of).find(Process::runs) {
-        worker.signal(libc::SIGKILL);
-    }
+    wait_worker(&cluster).signal(libc::SIGKILL);
     let id = wait_maps_done(&cluster, 7);
     driver.kill().unwrap();
     driver.wait().unwrap();
@@ -269,6 +283,7 @@ fn counters_add_up_although_worker_driver_and_node_die_in_one_job() {
     wait_maps_done(&cluster, 12);
     // A node with outputs of both drivers.
     cluster.kill_datanode(0);
+    gate::open(&cluster);
     let report = Run::of_child("job resume", resumed, PATIENCE).json();
     assert_eq!(report["state"], "succeeded", "{report}");
     assert_eq!(sums(&report), sums(&clean));
@@ -308,32 +323,55 @@ fn a_driver_that_is_killed_at_random_times_changes_no_count() {
     assert_root(&cluster, &["/clean", "/counts", "/text"]);
 }
 
+/// Counts lines. Where a folder is given, the first one to come there stops its worker in the middle of its input.
+const STOPS_ITS_WORKER: &str = r#"
+import os, signal, sys
+for at, line in enumerate(sys.stdin):
+    sys.stdout.write("lines\t1\n")
+    sys.stderr.write("reporter:counter:test,lines,1\n")
+    if at == 1000:
+        try:
+            with open(os.path.join(sys.argv[1], "worker"), "x") as told:
+                told.write("%d\n" % os.getpgrp())
+        except OSError:
+            continue
+        sys.stdout.flush()
+        os.kill(os.getpgrp(), signal.SIGSTOP)
+"#;
+
 #[test]
 fn a_worker_that_stands_still_is_overtaken_and_counts_once() {
-    let (cluster, local) = cluster_with_text(1);
-    let clean = cluster.json(&["job", "wordcount", "--reducers", "2", "/text", "/clean"]);
-    let job = spawn(&cluster, &["--json", "job", "wordcount", "--reducers", "2", "/text", "/counts"]);
-    // Late enough that it is known how long a map takes.
-    wait_maps_done(&cluster, 6);
-    let worker = wait_for("a worker runs", PATIENCE, || {
-        let workers = cluster.datanodes.iter().flat_map(|node| descendants(node.process.pid));
-        workers.filter_map(Process::of).find(Process::runs).ok_or_else(|| "none does".into())
-    });
-    worker.signal(libc::SIGSTOP);
-    let report = Run::of_child("job wordcount", job, PATIENCE).json();
+    let cluster = Cluster::small();
+    let bytes = data::text(12, 5 << 20, 200_000);
+    cluster.put("/text", &bytes, &["--block-size", "1m"]);
+    let script = cluster.local_file("stops.py", STOPS_ITS_WORKER.as_bytes());
+    let gate = cluster.path("gate");
+    let mapper = format!("python3 stops.py {}", gate.display());
+    let reducer = "awk '{n += $2} END {print n}'";
+    let line = ["--json", "job", "streaming", "--mapper", &mapper, "--reducer", reducer, "--file", &script];
+    let line = |output| [&line[..], &["--reducers", "1", "--input", "/text", "--output", output]].concat();
+    let clean = cluster.cairn(&line("/clean")).json();
+    std::fs::create_dir(&gate).unwrap();
+    let report = cluster.cairn(&line("/counts")).json();
     assert_eq!((&report["state"], &report["map"]["attempts_failed"]), (&"succeeded".into(), &0.into()), "{report}");
-    assert_eq!(sums(&report), sums(&clean));
-    // A reduce that stood by in the only other slot may have given way to it.
-    let maps = report["tasks"].as_array().unwrap().iter().filter(|task| task["kind"] == "map");
-    assert_eq!(maps.filter(|task| task["attempt"] == 1).count(), 1, "the second attempt won: {report}");
-    assert_counts(&cluster, &local, "/counts");
-    assert!(!worker.runs(), "the first one was killed");
+    let worker = std::fs::read_to_string(gate.join("worker")).expect("one was stopped");
+    let mut maps = report["tasks"].as_array().unwrap().iter().filter(|task| task["kind"] == "map");
+    assert!(maps.any(|task| task["attempt"].as_u64() >= Some(1)), "the second attempt won: {report}");
+    let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + usize::from(!bytes.ends_with(b"\n"));
+    for (report, output) in [(&clean, "/clean"), (&report, "/counts")] {
+        assert_eq!(report["counters"]["user.test.lines"], lines, "{report}");
+        assert_eq!(cluster.cat(&format!("{output}/part-r-00000")), format!("{lines}\n").into_bytes());
+    }
+    let first = Process::of(worker.trim().parse().unwrap());
+    wait_until("the first one was killed", PATIENCE, || first.is_none_or(|worker| !worker.runs()));
 }
 
 #[test]
 fn a_job_over_its_time_limit_fails_and_says_so() {
     let (cluster, _) = cluster_with_text(1);
-    let run = cluster.cairn(&["job", "wordcount", "--time-limit", "1s", "/text", "/counts"]);
+    gate::close(&cluster);
+    let line = ["job", "wordcount", "--no-speculation", "--time-limit", "1s", "/text", "/counts"];
+    let run = cluster.cairn(&line);
     run.fails_naming(1, &["time limit", "1 s"]);
     assert_root(&cluster, &["/text"]);
     wait_no_worker(&cluster);
@@ -344,16 +382,18 @@ fn two_users_share_the_slots() {
     let (cluster, local) = cluster_with_text(1);
     cluster.cairn(&["mkdir", "/ann"]).ok();
     cluster.cairn(&["chown", "ann", "/ann"]).ok();
-    let first = spawn(&cluster, &["--json", "job", "wordcount", "/text", "/counts"]);
+    let first = spawn_held(&cluster, &[], "/counts");
     wait_maps_done(&cluster, 1);
     let second = spawn(&cluster, &["--json", "--user", "ann", "job", "wordcount", "/text", "/ann/counts"]);
     // Three slots, all taken by the first job: the second one gets some although the first wants them all.
     wait_for("both run at once", PATIENCE, || {
         let jobs = cluster.json(&["job", "ls"]);
-        let running = |job: &Value| job["state"] == "running" && job["maps_done"].as_u64() > Some(0);
-        let both = jobs.as_array().unwrap().iter().filter(|job| running(job)).count();
+        // The first one is not over before the gate is open; the second one may be.
+        let ran = |job: &Value| job["state"] != "failed" && job["maps_done"].as_u64() > Some(0);
+        let both = jobs.as_array().unwrap().iter().filter(|job| ran(job)).count();
         if both == 2 { Ok(()) } else { Err(jobs.to_string()) }
     });
+    gate::open(&cluster);
     for (name, job) in [("first", first), ("second", second)] {
         let report = Run::of_child(name, job, PATIENCE).json();
         assert_eq!(report["state"], "succeeded", "{report}");

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests fail by panicking")]
 
+mod gate;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -254,9 +256,8 @@ fn what_commands_do_wrong_is_told_with_task_node_and_last_words() {
         cluster.cairn(&[&["job", "streaming", "--input", "/text", "--output", output], &mapper[..], &flags].concat())
     };
     hung("sleep 1000", 2_000, "/hung").fails_naming(1, &["map 0", "no progress", "limit is 2 s"]);
-    let reports =
-        "sh -c 'cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.6; echo reporter:counter:a,b,1 >&2; done'";
-    hung(reports, 5_000, "/reports").ok();
+    let reports = "sh -c 'cat >/dev/null; for i in $(seq 20); do sleep 0.6; echo reporter:counter:a,b,1 >&2; done'";
+    hung(reports, 10_000, "/reports").ok();
     cluster.cairn(&["rm", "-r", "--skip-trash", "/reports"]).ok();
     let loud = "sh -c 'echo first words >&2; echo last words >&2; exit 7'";
     let run = cluster.cairn(&["job", "streaming", "--input", "/text", "--output", "/loud", "--mapper", loud]);
@@ -288,12 +289,12 @@ fn reduces_fetch_while_the_last_map_runs() {
     let mapper = format!("sh -c '{words}; {slow}'");
     let line = ["job", "run", "--detach", "--", "streaming", "--input", "/in", "--output", "/out", "--reducers", "2"];
     // It stands by for longer than a task may stand still: waiting for maps is no fault of its own.
-    let flags = ["--mapper", &mapper, "--reducer", "uniq -c", "--no-speculation", "--task-timeout", "5s"];
+    let flags = ["--mapper", &mapper, "--reducer", "uniq -c", "--no-speculation", "--task-timeout", "10s"];
     let id = cluster.json(&[&line[..], &flags].concat())["id"].as_str().unwrap().to_owned();
     let status = || cluster.json(&["job", "status", &id]);
     let waits = |status: &Value| {
         let attempts = status["attempts"].as_array().unwrap();
-        let long = |one: &Value| one["elapsed_ms"].as_u64() > Some(6_000);
+        let long = |one: &Value| one["elapsed_ms"].as_u64() > Some(11_000);
         let named = |one: &Value, name: &str| one["task"].as_str().unwrap().starts_with(name);
         ["r0.", "r1."].iter().all(|name| attempts.iter().any(|one| named(one, name) && long(one)))
     };
@@ -503,6 +504,11 @@ fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
     let cluster = Cluster::small();
     let rows: String = (0..60_000).map(|n| format!("key{}\t{n}\n", n % 500)).collect();
     cluster.put("/rows", rows.as_bytes(), &["--block-size", "64k"]);
+    let gate = cluster.path("gate");
+    let mapper = format!(
+        "python3 -c \"import os, sys, time; [time.sleep(0.1) for _ in iter(lambda: os.path.exists('{}'), True)]; sys.stdout.writelines(sys.stdin)\"",
+        gate.display()
+    );
     let job = cluster.command(&[
         "--json",
         "job",
@@ -512,11 +518,11 @@ fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
         "--output",
         "/out",
         "--mapper",
-        "python3 -c \"import sys, time; time.sleep(1); sys.stdout.writelines(sys.stdin)\"",
+        &mapper,
         "--reducers",
         "2",
     ]);
-    let mut job = { job }.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let job = { job }.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let mut commands = Vec::new();
     for _ in 0..3 {
         // A worker is a child of its datanode, the command a child of the worker.
@@ -531,13 +537,13 @@ fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
             let worker = python.and_then(|python| {
                 below.iter().find(|one| process::descendants(one.pid).contains(&python.pid) && one.pid != python.pid)
             });
-            let Some((python, worker)) = python.zip(worker) else { return job.try_wait().unwrap().is_some() };
+            let Some((python, worker)) = python.zip(worker) else { return false };
             commands.push(*python);
             worker.signal(libc::SIGKILL);
             true
         });
-        assert!(job.try_wait().unwrap().is_none(), "the job was over before its workers could be killed");
     }
+    std::fs::write(&gate, b"").unwrap();
     let report = Run::of_child("job streaming", job, std::time::Duration::from_secs(120)).json();
     assert_eq!(report["records"]["in"], 60_000, "{report}");
     let got = sorted_lines(&cluster.cat("/out/part-r-*"));
@@ -547,14 +553,16 @@ fn workers_that_are_killed_take_their_commands_along_and_change_nothing() {
 
 #[test]
 fn a_node_that_dies_does_not_change_what_is_counted() {
-    let mut cluster = Cluster::start(ClusterOptions::new(4, 2));
+    let mut cluster = Cluster::start(gate::with_gate(ClusterOptions::new(4, 2), 2));
     let local = cluster.local_file("text", &data::text(16, 6 << 20, 30_000));
     cluster.cairn(&["put", "--block-size", "1m", &local, "/text"]).ok();
     let (mapper, reducer) = (script(&cluster, "count.py", COUNT_MAPPER), script(&cluster, "sum.py", SUM_REDUCER));
+    gate::close(&cluster);
     let mut job = cluster.command(&[
         "--json",
         "job",
         "streaming",
+        "--no-speculation",
         "--input",
         "/text",
         "--output",
@@ -570,13 +578,14 @@ fn a_node_that_dies_does_not_change_what_is_counted() {
         "--reducers",
         "2",
     ]);
-    let mut job = job.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let job = job.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let mut victim = None;
     wait_until("a datanode runs a task", std::time::Duration::from_secs(30), || {
-        victim = (0..4).find(|node| !process::descendants(cluster.datanodes[*node].process.pid).is_empty());
-        victim.is_some() || job.try_wait().unwrap().is_some()
+        victim = gate::workers(&cluster).next().map(|(node, _)| node);
+        victim.is_some()
     });
-    cluster.kill_datanode(victim.expect("the job was over before a node could be killed"));
+    cluster.kill_datanode(victim.unwrap());
+    gate::open(&cluster);
     let report: Value = Run::of_child("job streaming", job, std::time::Duration::from_secs(120)).json();
     assert_eq!(report["state"], "succeeded", "{report}");
     assert_eq!(report["counters"]["user.words.mappers"], report["map"]["tasks"], "counted once per map: {report}");

@@ -9,7 +9,8 @@ use std::time::Duration;
 use cairn_tests::process::{self, Process};
 use cairn_tests::{Cluster, ClusterOptions, Run, binary, wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(20);
+/// `cairn local` gives its datanodes 15 s to end, then the namenode as much.
+const SOON: Duration = Duration::from_secs(40);
 
 #[test]
 fn a_cluster_ends_with_its_last_process() {
@@ -41,9 +42,10 @@ fn a_killed_supervisor_takes_its_members_with_it() {
 #[test]
 fn without_a_folder_nothing_is_left() {
     let temp = tempfile::tempdir().unwrap();
+    let ports = cairn_tests::ports::PortRange::take();
     let mut command = Command::new(binary::cairn());
     command
-        .args(["local", "--json", "--base-port", "0", "--datanodes", "1", "--racks", "1"])
+        .args(["local", "--json", "--base-port", &ports.base().to_string(), "--datanodes", "1", "--racks", "1"])
         .env("TMPDIR", temp.path());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
@@ -145,10 +147,14 @@ fn daemons_started_by_hand_make_a_cluster_and_stop_in_order() {
         if live == 2 { Ok(()) } else { Err(format!("{live} live, {}", run.stderr)) }
     });
     cairn(&["put", "--replication", "2", "-", "/f"], &[5; 3_000_000]).ok();
-    let report = cairn(&["--json", "blocks", "/f"], b"").json();
-    let racks: std::collections::BTreeSet<_> =
-        report["blocks"][0]["replicas"].as_array().unwrap().iter().map(|r| r["rack"].to_string()).collect();
-    assert_eq!(racks.into_iter().collect::<Vec<_>>(), ["\"/dc/r1\"", "\"/dc/r2\""]);
+    // The file is there once one of its replicas is reported.
+    wait_for("a replica in each rack", SOON, || {
+        let report = cairn(&["--json", "blocks", "/f"], b"").json();
+        let racks: std::collections::BTreeSet<_> =
+            report["blocks"][0]["replicas"].as_array().unwrap().iter().map(|r| r["rack"].to_string()).collect();
+        let both = racks.into_iter().collect::<Vec<_>>() == ["\"/dc/r1\"", "\"/dc/r2\""];
+        if both { Ok(()) } else { Err(report.to_string()) }
+    });
     for child in daemons.0.iter_mut().rev() {
         Process::of(child.id()).unwrap().signal(libc::SIGTERM);
         let status = wait_for("a daemon stops", SOON, || child.try_wait().unwrap().ok_or_else(|| "it runs".into()));
@@ -187,7 +193,9 @@ fn two_daemons_on_one_folder_are_refused() {
 
 #[test]
 fn a_folder_of_another_cluster_is_refused() {
-    let mut mine = Cluster::start(ClusterOptions::new(1, 1));
+    // The only node must not be taken for silent when the machine is busy: it would get no block.
+    let patient = ClusterOptions::new(1, 1).core("stale_interval_ms", 60_000).core("dead_interval_ms", 60_000);
+    let mut mine = Cluster::start(patient);
     let other = Cluster::start(ClusterOptions::new(1, 1));
     mine.put("/f", b"mine", &[]);
     mine.kill_datanode(0);

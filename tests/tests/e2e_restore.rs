@@ -45,17 +45,24 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// A cluster whose namenode archives its log into a folder of the test.
-fn archiving(archive: &Path, datanodes: usize) -> Cluster {
-    let lines = format!("[namenode]\narchive = {:?}", text(archive));
-    Cluster::start(ClusterOptions::new(datanodes, 2).more(&lines))
+/// One datanode, which is not taken for silent when the machine is busy: it would get no block.
+fn alone() -> ClusterOptions {
+    ClusterOptions::new(1, 1).core("stale_interval_ms", 60_000).core("dead_interval_ms", 60_000)
 }
 
-fn wait_archived(cluster: &Cluster) {
+/// A cluster whose namenode archives its log into a folder of the test.
+fn archiving(archive: &Path, options: ClusterOptions) -> Cluster {
+    let lines = format!("[namenode]\narchive = {:?}", text(archive));
+    Cluster::start(options.more(&lines))
+}
+
+/// Returns the last transaction.
+fn wait_archived(cluster: &Cluster) -> u64 {
     wait_for("the archive has everything", PATIENCE, || {
         let report = report(cluster);
-        if report["archived_txid"] == report["last_txid"] { Ok(()) } else { Err(report.to_string()) }
-    });
+        let last = report["last_txid"].as_u64().filter(|_| report["archived_txid"] == report["last_txid"]);
+        last.ok_or_else(|| report.to_string())
+    })
 }
 
 /// A thousand operations.
@@ -72,7 +79,7 @@ fn thousand(cluster: &Cluster, folder: &str) {
 fn a_lost_namespace_is_restored_to_the_very_transaction() {
     let archive = tempfile::tempdir().unwrap();
     let archive = archive.path().join("log");
-    let mut cluster = archiving(&archive, 4);
+    let mut cluster = archiving(&archive, ClusterOptions::new(4, 2));
     let kept = data::random(1, 1_500_000);
     cluster.put("/kept", &kept, &[]);
     cluster.cairn(&["admin", "checkpoint"]).ok();
@@ -91,13 +98,13 @@ fn a_lost_namespace_is_restored_to_the_very_transaction() {
     cluster.put("/many/file", &middle, &[]);
     let (wanted, expected) = (last_txid(&cluster), listing(&cluster));
     cluster.put("/later", &data::random(3, 600_000), &["--replication", "4"]);
+    cluster.wait_healthy(PATIENCE);
     let unknown = cluster.blocks("/later")[0]["id"].to_string().trim_matches('"').to_owned();
     let future = Future::of(&cluster, "/later");
     assert_eq!(future.served(), 4);
     cluster.cairn(&["mv", "/kept", "/moved"]).ok();
     thousand(&cluster, "more");
-    wait_archived(&cluster);
-    let last = last_txid(&cluster);
+    let last = wait_archived(&cluster);
     // One datanode is away from here until the restore is confirmed.
     cluster.kill_datanode(3);
     cluster.kill_namenode();
@@ -256,7 +263,7 @@ fn old_namenode_is_fenced(cluster: &mut Cluster, lost: &Path) {
 
 #[test]
 fn two_metadata_directories_fail_one_after_the_other() {
-    let mut cluster = Cluster::start(ClusterOptions::new(1, 1));
+    let mut cluster = Cluster::start(alone());
     cluster.cairn(&["mkdir", "/first"]).ok();
     let (one, two) = (cluster.dir().join("namenode"), cluster.path("second"));
     let away = |dir: &Path| PathBuf::from(format!("{}.away", dir.display()));
@@ -312,7 +319,7 @@ fn two_metadata_directories_fail_one_after_the_other() {
 fn the_archive_fails_and_comes_back_and_nobody_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("log");
-    let cluster = archiving(&archive, 1);
+    let cluster = archiving(&archive, alone());
     cluster.cairn(&["mkdir", "/a"]).ok();
     wait_archived(&cluster);
     let away = folder.path().join("away");

@@ -8,6 +8,7 @@
 //! # Cancellation
 //! Dropping a [`Cluster`] kills its children at once; [`Cluster::stop`] ends them in order.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -42,6 +43,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Processes of a cluster that was killed a moment ago still end: for so long a taken port or folder may be theirs.
 const PREDECESSOR_LIMIT_MS: u64 = 2_000;
+/// And for so long a killed member may look as if it ran.
+const RESTART_PATIENCE_MS: u64 = 2_000;
 const PREDECESSOR_LOOK: Duration = Duration::from_millis(50);
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -91,6 +94,8 @@ pub struct Cluster {
     members: Vec<Member>,
     /// Where the namenode serves metrics; empty until it is started.
     http: String,
+    /// Since when members that still run are to be started again, monotonic milliseconds.
+    asked_ms: BTreeMap<String, u64>,
     /// Held as long as the folder is in use.
     _lock: Box<dyn cairn_common::durable::Lock>,
 }
@@ -100,7 +105,8 @@ impl Cluster {
     pub async fn prepare(env: &Env, plan: &Plan) -> Outcome<Self> {
         let lock = patiently(env, || prepare(env, &plan.dir)).await?;
         let dir = plan.dir.clone();
-        Ok(Self { env: env.clone(), dir, members: Vec::new(), http: String::new(), _lock: lock })
+        let asked_ms = BTreeMap::new();
+        Ok(Self { env: env.clone(), dir, members: Vec::new(), http: String::new(), asked_ms, _lock: lock })
     }
 
     /// Starts all children and returns when the namenode is out of safe mode and every datanode is registered. Whether this ends well,
@@ -138,28 +144,35 @@ impl Cluster {
         state.store(&self.env, &self.dir).map_err(|error| local_error("cannot write to", &self.dir, &error))
     }
 
-    /// Starts ended members again that somebody asked for; returns their names. What runs is left alone.
+    /// Starts ended members again that somebody asked for; returns their names. What runs is left alone, but one that was killed a moment ago may
+    /// seem to run: it is looked at for a while.
     pub fn serve_requests(&mut self) -> Outcome<Vec<String>> {
         let mut started = Vec::new();
+        let now_ms = self.env.clock.mono_ms();
         for name in state::requested_restarts(&self.env, &self.dir) {
-            // First, so that a start that fails is not tried without end.
-            state::settle_restart(&self.env, &self.dir, &name);
-            if let Some(at) = self.members.iter().position(|member| member.name == name) {
-                let member = &mut self.members[at];
-                // It may have ended since it was last looked at.
-                let running = !member.ended && matches!(member.child.try_wait(), Ok(None));
-                if running {
-                    continue;
-                }
-                let member = &self.members[at];
-                let child = self.launch(&member.args, &member.log, false)?;
-                let member = &mut self.members[at];
-                member.pid = child.id().unwrap_or(0);
-                member.child = child;
-                member.ended = false;
-                self.tell()?;
-                started.push(name);
+            let Some(at) = self.members.iter().position(|member| member.name == name) else {
+                state::settle_restart(&self.env, &self.dir, &name);
+                continue;
+            };
+            let member = &mut self.members[at];
+            let runs = !member.ended && matches!(member.child.try_wait(), Ok(None));
+            if runs && now_ms < *self.asked_ms.entry(name.clone()).or_insert(now_ms) + RESTART_PATIENCE_MS {
+                continue;
             }
+            // Before the start, so that one that fails is not tried without end.
+            state::settle_restart(&self.env, &self.dir, &name);
+            self.asked_ms.remove(&name);
+            if runs {
+                continue;
+            }
+            let member = &self.members[at];
+            let child = self.launch(&member.args, &member.log, false)?;
+            let member = &mut self.members[at];
+            member.pid = child.id().unwrap_or(0);
+            member.child = child;
+            member.ended = false;
+            self.tell()?;
+            started.push(name);
         }
         Ok(started)
     }

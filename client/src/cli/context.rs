@@ -103,39 +103,51 @@ impl Leftovers {
         lock(&self.list).retain(|(other, _)| *other != ticket);
     }
 
-    /// Removes what is left, the newest first; best effort.
+    /// Removes what is left, the newest first; best effort. For a cluster that is away it does not wait long.
     pub async fn remove(&self, env: &Env) {
         let fs = lock(&self.fs).clone();
-        let all = async {
-            loop {
-                let next = lock(&self.list).pop();
-                match (next, &fs) {
-                    (None, _) => return,
-                    (Some((_, Leftover::Remote(path))), Some(fs)) => {
-                        // Gone already, or out of reach: nothing more can be done from here.
-                        let _ = fs.delete(&path, true).await;
-                    }
-                    (Some((_, Leftover::Open(inode))), Some(fs)) => {
-                        // The namenode goes on by itself once it was asked.
-                        let _ = fs.release_lease(inode).await;
-                    }
-                    (Some((_, Leftover::Remote(_) | Leftover::Open(_))), None) => {}
-                    (Some((_, Leftover::Local(path))), _) => remove_local(env, path).await,
+        let mut left = CLEANUP_LIMIT;
+        loop {
+            let next = lock(&self.list).pop();
+            let began_ms = env.clock.mono_ms();
+            match (next, &fs) {
+                (None, _) => return,
+                (Some((_, Leftover::Local(path))), _) => {
+                    remove_local(env, path).await;
+                    continue;
                 }
+                (Some((_, Leftover::Remote(path))), Some(fs)) => {
+                    // Gone already, or out of reach: nothing more can be done from here.
+                    let _ = env.clock.timeout(left, fs.delete(&path, true)).await;
+                }
+                (Some((_, Leftover::Open(inode))), Some(fs)) => {
+                    // The namenode goes on by itself once it was asked.
+                    let _ = env.clock.timeout(left, fs.release_lease(inode)).await;
+                }
+                (Some((_, Leftover::Remote(_) | Leftover::Open(_))), None) => {}
             }
-        };
-        let _ = env.clock.timeout(CLEANUP_LIMIT, all).await;
+            left = left.saturating_sub(Duration::from_millis(env.clock.mono_ms().saturating_sub(began_ms)));
+        }
     }
 }
 
+/// A process that was killed a moment ago may still write in a folder that is removed: then it is removed again.
+const LOCAL_ATTEMPTS: u32 = 10;
+const LOCAL_PAUSE: Duration = Duration::from_millis(100);
+
 async fn remove_local(env: &Env, path: PathBuf) {
-    let fs = Arc::clone(&env.fs);
-    let remove = move || match fs.metadata(&path) {
-        Ok(Some(metadata)) if metadata.is_dir => fs.remove_dir_all(&path),
-        Ok(Some(_)) => fs.remove_file(&path),
-        _ => Ok(()),
-    };
-    let _ = env.work.io(remove).await;
+    for _ in 0..LOCAL_ATTEMPTS {
+        let (fs, path) = (Arc::clone(&env.fs), path.clone());
+        let remove = move || match fs.metadata(&path) {
+            Ok(Some(metadata)) if metadata.is_dir => fs.remove_dir_all(&path),
+            Ok(Some(_)) => fs.remove_file(&path),
+            _ => Ok(()),
+        };
+        match env.work.io(remove).await {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => env.clock.sleep(LOCAL_PAUSE).await,
+            _ => return,
+        }
+    }
 }
 
 /// Does `text` hold a character that a glob gives a meaning to?

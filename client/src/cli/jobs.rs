@@ -8,7 +8,7 @@ use clap::Parser as _;
 use crate::args::{Cli, Command, JobCommand, JobIdArgs, JobLogsArgs, JobLsArgs, ResumeArgs, RunArgs};
 use crate::context::Context;
 use crate::job::{finish, until_signal, watched};
-use crate::output::{Columns, Failure, Out, Outcome, failure};
+use crate::output::{Columns, Failure, Out, Outcome, complain, failure};
 use crate::units::{counted, human_millis, human_size};
 
 /// Tasks that a summary names.
@@ -196,7 +196,10 @@ pub fn show_slowest(out: &mut Out, report: &JobReport) -> Outcome {
 /// `job logs`
 pub async fn logs(context: &mut Context, args: &JobLogsArgs) -> Outcome {
     let fs = context.connect().await?;
-    let mut logs = job::logs(&fs, &args.id).await?;
+    let job::JobLogs { mut logs, silent } = job::logs(&fs, &args.id).await?;
+    for (node, why) in silent {
+        complain(&format!("the logs on {node} are missing here: {why}"));
+    }
     if let Some(wanted) = &args.task {
         let prefix = format!("{wanted}.");
         logs.retain(|log| log.name() == *wanted || log.name().starts_with(&prefix));

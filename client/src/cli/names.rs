@@ -1,6 +1,6 @@
 //! Commands that change names and attributes and move no bytes.
 
-use cairn_client::fs::{CreateOptions, ErrorCode, FileStatus, FileSystem, RenameMode};
+use cairn_client::fs::{CreateOptions, ErrorCode, FileStatus, FileSystem, NodeState, RenameMode};
 use cairn_proto::path;
 
 use crate::args::{ChmodArgs, ChownArgs, MkdirArgs, MvArgs, PathsArgs, RmArgs, SetrepArgs};
@@ -223,7 +223,9 @@ pub async fn setrep(context: &mut Context, args: &SetrepArgs) -> Outcome {
     let found = expand_all(&fs, &args.paths).await?;
     if args.wait {
         let report = fs.cluster_report().await?;
-        let live = report.nodes.iter().filter(|node| node.state() == cairn_client::fs::NodeState::Live).count();
+        // A node that has been silent for a moment is alive, too.
+        let alive = |state| matches!(state, NodeState::Live | NodeState::Stale);
+        let live = report.nodes.iter().filter(|node| alive(node.state())).count();
         if (live as u64) < u64::from(wanted) {
             let text = format!("{wanted} replicas need as many live datanodes; there are {live}");
             return Err(failure(ErrorCode::NoTargets, text));

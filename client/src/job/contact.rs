@@ -39,7 +39,15 @@ where
     F: Fn(Client) -> Fut,
     Fut: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
 {
-    let nodes = live_nodes(fs).await?;
+    Ok(self::ask(fs, live_nodes(fs).await?, ask).await)
+}
+
+/// Asks these nodes; those that do not answer have an error.
+pub async fn ask<T, F, Fut>(fs: &FileSystem, nodes: Vec<NodeInfo>, ask: F) -> Vec<(NodeInfo, Result<T>)>
+where
+    F: Fn(Client) -> Fut,
+    Fut: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+{
     let asked = nodes.into_iter().map(|node| {
         let ask = &ask;
         async move {
@@ -52,7 +60,7 @@ where
             (node, answer)
         }
     });
-    Ok(futures_util::stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await)
+    futures_util::stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await
 }
 
 /// What the nodes hold of a job (empty id: of all jobs), with the node that says it.

@@ -12,12 +12,12 @@ use super::contact;
 use super::driver::{Driver, Ended, driver_record};
 use super::history::{self, JobEntry};
 use super::journal::{self, HISTORY};
-use super::plan::live_nodes;
+use super::plan::{live_nodes, nodes_in};
 use super::report::JobReport;
 use super::scheduler::NodeInfo;
 use super::spec::{JobObserver, JobSpec};
 use super::submit::{self, Submission};
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, NodeState};
 
 /// How long a takeover waits for a driver that seems to live to turn out to be dead.
 const PATIENCE_MS: u64 = 12_000;
@@ -135,7 +135,7 @@ async fn take<'a>(fs: &'a FileSystem, job_id: &str, observer: JobObserver) -> Re
     if let Some(ended) = &written.ended {
         let report: JobReport = serde_json::from_slice(&ended.report)
             .map_err(|error| Error::new(ErrorCode::Corrupt, format!("the report of job {job_id}: {error}")))?;
-        if let Err(error) = history::bury(fs, journal, &report).await {
+        if let Err(error) = history::bury(fs, epoch, journal, &report).await {
             // Its own driver puts it away at this moment, or whoever looks next does. How it ended is known.
             tracing::debug!(job = job_id, %error, "a job that is over could not be put away");
         }
@@ -312,17 +312,28 @@ impl JobLog {
     }
 }
 
-/// The logs of a job that are not empty, in the order of tasks. Nodes keep them for a day after the job; for the job's own user.
-pub async fn logs(fs: &FileSystem, job_id: &str) -> Result<Vec<JobLog>> {
+/// What the nodes have of a job's logs.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct JobLogs {
+    /// Those that are not empty, in the order of tasks.
+    pub logs: Vec<JobLog>,
+    /// Nodes that did not answer though they are not dead, and why: they may have more.
+    pub silent: Vec<(String, String)>,
+}
+
+/// The logs of a job. Nodes keep them for a day after the job; for the job's own user.
+pub async fn logs(fs: &FileSystem, job_id: &str) -> Result<JobLogs> {
     if !fs.exists(&journal::folder(job_id)).await? && !fs.exists(&join(HISTORY, job_id)).await? {
         return Err(unknown(job_id));
     }
-    let answers = contact::ask_all(fs, |mut client| {
+    // Those that hang as well: they may have some.
+    let nodes = nodes_in(fs, &[NodeState::Live, NodeState::Stale]).await?;
+    let answers = contact::ask(fs, nodes, |mut client| {
         let request = pb::ListLogsRequest { job_id: job_id.to_owned() };
         async move { client.list_logs(request).await }
     });
-    let mut logs = Vec::new();
-    for (node, answer) in answers.await? {
+    let (mut logs, mut silent) = (Vec::new(), Vec::new());
+    for (node, answer) in answers.await {
         match answer {
             Ok(answer) => logs.extend(answer.logs.into_iter().map(|log| JobLog {
                 host: node.host.clone(),
@@ -333,11 +344,12 @@ pub async fn logs(fs: &FileSystem, job_id: &str) -> Result<Vec<JobLog>> {
             // Of a job that never ran there.
             Err(error) if error.code() == ErrorCode::FileNotFound => {}
             Err(error) if error.code() == ErrorCode::PermissionDenied => return Err(error),
-            Err(error) => tracing::debug!(node = node.host, %error, "a node does not say what logs it has"),
+            Err(error) => silent.push((node.host.clone(), error.message().to_owned())),
         }
     }
     logs.sort_by_key(|log| log.task.map_or((-1, 0, 0), |task| (task.kind, task.index, task.attempt)));
-    Ok(logs)
+    silent.sort();
+    Ok(JobLogs { logs, silent })
 }
 
 /// Reads one log, piece by piece.

@@ -473,8 +473,8 @@ impl<'a> Driver<'a> {
         let now_ms = self.now_ms();
         let report = JobReport::of(&self, state, failure, self.phases(now_ms), now_ms);
         self.tell_phase(Phase::Ended);
-        let Self { fs, journal, .. } = self;
-        if let Err(error) = history::bury(fs, journal, &report).await {
+        let Self { fs, epoch, journal, .. } = self;
+        if let Err(error) = history::bury(fs, epoch, journal, &report).await {
             if is_superseded(&error) && state != JobState::Succeeded {
                 // Somebody took the job meanwhile: what becomes of it is not for this driver to say.
                 return history::after_supersession(fs, &report.id, error).await;

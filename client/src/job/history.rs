@@ -18,7 +18,7 @@ use super::driver::{BEAT_MS, Ended};
 use super::journal::{self, HISTORY, JOBS, Journal};
 use super::report::{JobReport, JobState};
 use super::ship;
-use super::submit::{About, put_in_place, write_aside};
+use super::submit::{About, Aside};
 use crate::fs::{FileStatus, FileSystem, RenameMode};
 
 /// Jobs of a user that the history keeps.
@@ -114,7 +114,7 @@ async fn entries_of(fs: &FileSystem, folder: &str) -> Result<Vec<FileStatus>> {
 }
 
 /// Writes the end of a job down, and moves its folder to the history.
-pub(super) async fn bury(fs: &FileSystem, journal: Journal, report: &JobReport) -> Result<()> {
+pub(super) async fn bury(fs: &FileSystem, epoch: u64, journal: Journal, report: &JobReport) -> Result<()> {
     let text = serde_json::to_vec(report).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
     let state = report.state.as_str().to_owned();
     let ended = Record::Ended(pb::JobEnded { state, report: text.into() });
@@ -134,13 +134,22 @@ pub(super) async fn bury(fs: &FileSystem, journal: Journal, report: &JobReport) 
         journal.settle(vec![ended], false).await?;
         journal.close().await
     };
-    let aside = async { tokio::try_join!(write_aside(fs, &path, report), write_aside(fs, &about_path, &about)) };
+    let aside = async {
+        tokio::try_join!(Aside::write(fs, &path, epoch, report), Aside::write(fs, &about_path, epoch, &about))
+    };
     let (written, aside) = tokio::join!(written, aside);
-    // Who has lost the job says nothing about it.
-    written.and(aside.map(drop))?;
+    let (report_aside, about_aside) = match (written, aside) {
+        (Ok(()), Ok(files)) => files,
+        (Err(error), Ok((report_aside, about_aside))) => {
+            // Who has lost the job says nothing about it.
+            tokio::join!(report_aside.discard(fs), about_aside.discard(fs));
+            return Err(error);
+        }
+        (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
+    };
     // In this order: who reads in `about` that the job is over finds its report.
-    put_in_place(fs, &path).await?;
-    put_in_place(fs, &about_path).await?;
+    report_aside.put_in_place(fs).await?;
+    about_aside.put_in_place(fs).await?;
     move_to_history(fs, &report.id).await
 }
 

@@ -45,7 +45,8 @@ mod submit;
 pub mod worker;
 
 pub use control::{
-    AttemptView, JobLog, JobView, kill, logs, read_log, resume, resume_detached, short_name, status, submit_detached,
+    AttemptView, JobLog, JobLogs, JobView, kill, logs, read_log, resume, resume_detached, short_name, status,
+    submit_detached,
 };
 pub use driver::run;
 pub use findings::{Findings, HotKey, SkippedRecord};

@@ -25,8 +25,13 @@ pub(super) struct Prepared {
 
 /// Nodes that run tasks.
 pub(super) async fn live_nodes(fs: &FileSystem) -> Result<Vec<NodeInfo>> {
+    nodes_in(fs, &[NodeState::Live]).await
+}
+
+/// Nodes that run tasks and are in one of these states.
+pub(super) async fn nodes_in(fs: &FileSystem, states: &[NodeState]) -> Result<Vec<NodeInfo>> {
     let report = fs.cluster_report().await?;
-    let live = report.nodes.into_iter().filter(|node| node.state() == NodeState::Live && node.task_slots > 0);
+    let live = report.nodes.into_iter().filter(|node| states.contains(&node.state()) && node.task_slots > 0);
     let info = |node: crate::fs::NodeReport| NodeInfo {
         id: node.id,
         host: node.host,

@@ -147,12 +147,12 @@ pub(super) async fn submit(
     let about_path = format!("{}/about", journal::folder(&job_id));
     let told = async {
         fs.mkdirs(&journal::folder(&job_id), 0o755).await?;
-        write_aside(fs, &about_path, &about).await
+        Aside::write(fs, &about_path, 1, &about).await
     };
     let written_down = async {
-        let (journal, ()) = tokio::try_join!(journal, told)?;
+        let (journal, about) = tokio::try_join!(journal, told)?;
         // Last, so that whoever finds the job finds all of it.
-        put_in_place(fs, &about_path).await?;
+        about.put_in_place(fs).await?;
         Ok(journal)
     };
     match written_down.await {
@@ -171,21 +171,33 @@ pub(super) async fn withdraw(fs: &FileSystem, submitted: &pb::JobSubmitted) {
     let _ = fs.delete(&journal::folder(job_id), true).await;
 }
 
-fn aside(path: &str) -> String {
-    format!("{path}.new")
+/// A small file for everybody to read, written beside its place. Drivers of one job may end it at the same time, so each epoch has a name of its own.
+pub(super) struct Aside {
+    from: String,
+    to: String,
 }
 
-/// Writes a small file for everybody to read, beside its place.
-pub(super) async fn write_aside(fs: &FileSystem, path: &str, value: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_vec(value).map_err(|error| Error::new(ErrorCode::Internal, format!("{path}: {error}")))?;
-    let options = CreateOptions { overwrite: true, ..CreateOptions::default() };
-    let mut file = fs.create(&aside(path), options).await?;
-    file.write(&text).await?;
-    file.close().await.map(drop)
-}
+impl Aside {
+    pub(super) async fn write(fs: &FileSystem, path: &str, epoch: u64, value: &impl Serialize) -> Result<Self> {
+        let text =
+            serde_json::to_vec(value).map_err(|error| Error::new(ErrorCode::Internal, format!("{path}: {error}")))?;
+        let aside = Self { from: format!("{path}.{epoch}.new"), to: path.to_owned() };
+        let options = CreateOptions { overwrite: true, ..CreateOptions::default() };
+        let mut file = fs.create(&aside.from, options).await?;
+        file.write(&text).await?;
+        file.close().await?;
+        Ok(aside)
+    }
 
-/// Puts what was written aside in its place: who reads it meanwhile finds the old text or the new one, whole.
-pub(super) async fn put_in_place(fs: &FileSystem, path: &str) -> Result<()> {
-    fs.rename(&aside(path), path, RenameMode::Overwrite).await
+    /// Who reads the file meanwhile finds the old text or the new one, whole.
+    pub(super) async fn put_in_place(&self, fs: &FileSystem) -> Result<()> {
+        fs.rename(&self.from, &self.to, RenameMode::Overwrite).await
+    }
+
+    /// What was written is not to be read by anybody.
+    pub(super) async fn discard(self, fs: &FileSystem) {
+        if let Err(error) = fs.delete(&self.from, false).await {
+            tracing::debug!(path = self.from, %error, "it stays until its job's folder goes");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! A datanode that does as its script says: it keeps replicas in memory, forwards unit by unit, and fails where it is told to.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +15,45 @@ use cairn_proto::ids::BlockId;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use pb::data_request::Op;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long a node waits for an answer of the next one, for each node below: these do not repeat their acks as real ones do, so who is nearer to
-/// the writer must wait longer for the right one to be blamed.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Connections (client's end, server's end) on which a node has stalled. The node above sees it here and waits for all others, so that the right one
+/// is blamed however slow the machine is: these nodes do not repeat their acks as real ones do.
+static STALLED: LazyLock<watch::Sender<HashSet<(SocketAddr, SocketAddr)>>> = LazyLock::new(watch::Sender::default);
+
+/// Stalls on a connection until the node is gone.
+struct Stall((SocketAddr, SocketAddr));
+
+impl Stall {
+    fn on(conn: &Conn) -> Self {
+        let ends = (conn.peer_addr(), conn.local_addr());
+        STALLED.send_modify(|stalled| {
+            stalled.insert(ends);
+        });
+        Self(ends)
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        STALLED.send_modify(|stalled| {
+            stalled.remove(&self.0);
+        });
+    }
+}
+
+/// What the node below says, unless it has stalled.
+async fn answer_of(next: &mut Conn) -> Result<pb::WriteAck> {
+    let ends = (next.local_addr(), next.peer_addr());
+    let mut stalled = STALLED.subscribe();
+    tokio::select! {
+        ack = read_message(next, "next") => ack,
+        _ = stalled.wait_for(|stalled| stalled.contains(&ends)) => {
+            Err(Error::new(ErrorCode::TimedOut, "the next one is silent"))
+        }
+    }
+}
 
 /// What a datanode does wrong, each once unless said otherwise.
 #[derive(Clone, Default, Debug)]
@@ -223,8 +258,7 @@ async fn serve_write(env: &Env, mut conn: Conn, state: &Mutex<State>, write: pb:
     }
     send(&mut conn, &pb::WriteReady { error: None, failed_index: 0, storage_ids }).await?;
     let partial = stage == pb::WriteStage::PipelineTransfer;
-    let patience = PATIENCE * write.targets.len() as u32;
-    take_units(env, conn, below, state, &block, partial, patience).await
+    take_units(conn, below, state, &block, partial).await
 }
 
 /// Sends the first bytes of a replica to a node that joins the pipeline.
@@ -292,7 +326,7 @@ async fn open_below(
     rest: &[pb::Replica],
 ) -> Result<(Conn, Vec<String>), (u32, Error)> {
     let hello = pb::Hello { user: "dn".into(), role: "datanode".into(), ..Default::default() };
-    let dialled = opening::open_data(&env.net, &next.address, &hello, Duration::from_secs(2)).await;
+    let dialled = opening::open_data(&env.net, &next.address, &hello, Duration::from_secs(60)).await;
     let mut conn = dialled.map_err(|error| (1, error))?;
     let request = pb::WriteBlock { targets: rest.to_vec(), ..write.clone() };
     send(&mut conn, &pb::DataRequest { op: Some(Op::Write(request)) }).await.map_err(|error| (1, error))?;
@@ -304,13 +338,11 @@ async fn open_below(
 }
 
 async fn take_units(
-    env: &Env,
     mut conn: Conn,
     mut below: Option<Conn>,
     state: &Mutex<State>,
     block: &pb::Block,
     partial: bool,
-    patience: Duration,
 ) -> Result<()> {
     let id = BlockId(block.id);
     loop {
@@ -335,6 +367,7 @@ async fn take_units(
         }
         if stalls(state, &unit) {
             // As a stopped process: nothing more is read or said, the connection stays.
+            let _stall = Stall::on(&conn);
             std::future::pending::<()>().await;
         }
         if let Some(error) = misbehave(state, &unit)? {
@@ -347,8 +380,7 @@ async fn take_units(
             let forwarded = async {
                 next.write_all(&header).await.map_err(io)?;
                 next.write_all(&payload).await.map_err(io)?;
-                let answer = env.clock.timeout(patience, read_message::<pb::WriteAck>(next, "next")).await;
-                answer.unwrap_or_else(|_| Err(Error::new(ErrorCode::TimedOut, "the next one is silent")))
+                answer_of(next).await
             };
             let failed = match forwarded.await {
                 Ok(ack) if ack.kind() == pb::AckKind::AckError => {

@@ -26,22 +26,31 @@ struct Cluster {
     fs: FileSystem,
 }
 
+/// Nobody is given up for being slow: who fails says so.
+fn patient() -> ClientSettings {
+    ClientSettings {
+        frame_bytes: FRAME,
+        write_window_bytes: 8 * FRAME,
+        read_ahead_bytes: 8 * FRAME,
+        write_stall_ms: 60_000,
+        finish_stall_ms: 60_000,
+        replace_deadline_ms: 60_000,
+        connect_timeout_ms: 60_000,
+        read_stall_ms: 60_000,
+        read_rounds: 1,
+        lease_renew_ms: 50,
+        ..Default::default()
+    }
+}
+
+/// For nodes that stall: their silence is noticed soon.
+fn watchful() -> ClientSettings {
+    ClientSettings { write_stall_ms: 1_500, ..patient() }
+}
+
 impl Cluster {
     async fn start(scripts: Vec<Script>) -> Self {
-        let settings = ClientSettings {
-            frame_bytes: FRAME,
-            write_window_bytes: 8 * FRAME,
-            read_ahead_bytes: 8 * FRAME,
-            write_stall_ms: 1_500,
-            finish_stall_ms: 1_500,
-            replace_deadline_ms: 3_000,
-            connect_timeout_ms: 1_000,
-            read_stall_ms: 2_000,
-            read_rounds: 1,
-            lease_renew_ms: 50,
-            ..Default::default()
-        };
-        Self::start_with(scripts, settings).await
+        Self::start_with(scripts, patient()).await
     }
 
     async fn start_with(scripts: Vec<Script>, settings: ClientSettings) -> Self {

@@ -66,7 +66,7 @@ async fn nobody_at_the_address_is_told_soon() {
     let error = FileSystem::connect(Env::system(), settings).await.err().unwrap();
     assert_eq!(error.code(), ErrorCode::Unreachable);
     assert!(error.message().starts_with("no namenode answers at 127.0.0.1:1"), "{error}");
-    assert!(started.elapsed().as_secs() < 5);
+    assert!(started.elapsed().as_secs() < 30);
 }
 
 #[tokio::test]

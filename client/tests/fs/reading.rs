@@ -77,7 +77,7 @@ async fn a_damaged_replica_is_passed_over_and_reported() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), reported).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), reported).await.unwrap();
     let state = cluster.namenode.state.lock().unwrap();
     let report = state.bad_replicas[0].clone();
     assert_eq!(report.node_id, "dn0");
@@ -177,14 +177,7 @@ async fn checksums_are_of_the_data_whatever_its_blocks() {
 async fn a_slow_replica_gets_a_rival_and_the_first_to_send_goes_on() {
     let data = random(BLOCK as usize);
     for stall in [0, 5] {
-        let settings = ClientSettings {
-            hedged_after_ms: 50,
-            read_stall_ms: 20_000,
-            frame_bytes: FRAME,
-            write_window_bytes: 8 * FRAME,
-            read_ahead_bytes: 8 * FRAME,
-            ..Default::default()
-        };
+        let settings = ClientSettings { hedged_after_ms: 50, read_stall_ms: 120_000, ..patient() };
         let slow = Script { stall_reads: Some(stall), ..Default::default() };
         let cluster = Cluster::start_with(vec![slow, Script::default()], settings).await;
         cluster.put("/f", &data).await.unwrap();
@@ -193,7 +186,7 @@ async fn a_slow_replica_gets_a_rival_and_the_first_to_send_goes_on() {
             let input = cluster.fs.open("/f").await.unwrap();
             assert_eq!(input.read_range(10_000, 20_000).await.unwrap(), data[10_000..30_000]);
         };
-        tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("nobody waits for the slow one");
+        tokio::time::timeout(std::time::Duration::from_secs(60), read).await.expect("nobody waits for the slow one");
         let (started, won) = cluster.fs.hedged_reads();
         assert!(started >= 1 && won >= 1, "{started} rivals, {won} of them faster");
         // The slow one is neither reported nor taken for dead.
@@ -204,13 +197,7 @@ async fn a_slow_replica_gets_a_rival_and_the_first_to_send_goes_on() {
 #[tokio::test]
 async fn a_rival_that_fails_leaves_the_slow_one_its_chance() {
     let data = random(BLOCK as usize);
-    let settings = ClientSettings {
-        hedged_after_ms: 20,
-        frame_bytes: FRAME,
-        write_window_bytes: 8 * FRAME,
-        read_ahead_bytes: 8 * FRAME,
-        ..Default::default()
-    };
+    let settings = ClientSettings { hedged_after_ms: 20, read_rounds: 3, ..patient() };
     let busy = Script { busy_reads: 3, ..Default::default() };
     let bad = Script { corrupt_reads: true, ..Default::default() };
     let cluster = Cluster::start_with(vec![busy, bad], settings).await;

@@ -82,7 +82,7 @@ async fn a_node_that_fails_at_any_place_and_time_is_left_out() {
 #[tokio::test]
 async fn blocks_smaller_than_the_window_are_asked_for_one_after_the_other() {
     for script in [Script::default(), Script { refuse_setup: true, ..Default::default() }] {
-        let settings = ClientSettings { frame_bytes: FRAME, write_window_bytes: 64 * FRAME, ..Default::default() };
+        let settings = ClientSettings { write_window_bytes: 64 * FRAME, ..patient() };
         let cluster = Cluster::start_with(vec![script, Script::default(), Script::default()], settings).await;
         let data = text(20 * 4 * FRAME as usize + 1);
         let options = CreateOptions { block_size: 4 * FRAME, ..options() };
@@ -108,7 +108,7 @@ async fn a_node_that_cannot_be_reached_is_left_out() {
 #[tokio::test]
 async fn a_pipeline_that_stalls_is_broken() {
     let scripts = vec![Script { stall_at: Some(1), ..Default::default() }, Script::default()];
-    let cluster = Cluster::start(scripts).await;
+    let cluster = Cluster::start_with(scripts, watchful()).await;
     let data = random(10_000);
     cluster.put("/f", &data).await.unwrap();
     assert!(cluster.get("/f").await.unwrap() == data);
@@ -268,6 +268,6 @@ async fn leases_are_renewed_while_a_file_is_open() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), renewed).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), renewed).await.unwrap();
     out.close().await.unwrap();
 }

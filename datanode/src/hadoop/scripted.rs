@@ -223,7 +223,7 @@ pub(super) async fn write_whole(nodes: &[&Node], data: &[u8]) {
 }
 
 pub(super) async fn until(node: &Node, mut good: impl FnMut(Option<&Kind>) -> bool) {
-    for _ in 0..2_000 {
+    for _ in 0..12_000 {
         if good(node.store().map().get(BLOCK).map(|(_, entry)| entry.kind).as_ref()) {
             return;
         }

@@ -244,5 +244,9 @@ async fn a_copy_never_carries_bad_bytes_and_brings_its_source_under_suspicion() 
         assert!(begun.elapsed() < Duration::from_secs(30), "the source is not set aside");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(target.store().map().get(block).is_none(), "nothing of it was kept");
+    // It says why before it lets go of what it has.
+    while target.store().map().get(block).is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "something of it is kept");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

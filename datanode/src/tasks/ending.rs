@@ -328,6 +328,7 @@ impl Owner {
                 self.share.ask(job_id, 0, now_ms);
             }
             if job.ending.is_none() && job.silent_ms(now_ms) > job.lease_ms(self.settings.lease_ms) {
+                job.unheard = true;
                 lost.push(job_id.clone());
             }
         }

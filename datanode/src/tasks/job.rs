@@ -69,6 +69,8 @@ pub struct Job {
     watchers: Vec<Watcher>,
     /// Whom to tell when nothing is left of it.
     pub ending: Option<Vec<oneshot::Sender<Result<pb::EndJobResponse>>>>,
+    /// It ends here because its driver was not heard for too long, not because somebody said so.
+    pub unheard: bool,
 }
 
 impl Job {
@@ -88,6 +90,7 @@ impl Job {
             sequence: 0,
             watchers: Vec::new(),
             ending: None,
+            unheard: false,
         }
     }
 

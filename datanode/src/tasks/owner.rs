@@ -28,6 +28,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_WAIT_MS: u32 = 10_000;
 const MIN_MEMORY: u64 = 32 << 20;
+/// A look that comes so much later than it was due shows that this process itself stood still, or was kept by its disk.
+const LATE_MS: u64 = 500;
 /// Longest time that a job may ask to be kept without a driver.
 const MAX_LEASE_MS: u64 = 7 * 24 * 3_600_000;
 /// Ended jobs whose epochs are remembered, so that a late driver cannot bring one back.
@@ -186,21 +188,27 @@ impl Owner {
 
     /// Runs until it is stopped.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        let mut sampled_ms = 0;
+        let (mut sampled_ms, mut looked_ms) = (0, self.env.clock.mono_ms());
         loop {
             // With nothing running there is nothing to watch closely; leases and idle workers can wait a second.
             let busy = self.workers.values().any(|worker| worker.running.is_some());
             let interval = if self.near_limit { CLOSE_INTERVAL } else { SAMPLE_INTERVAL };
             let wait = if busy { interval } else { Duration::from_secs(1) };
+            let idle = self.jobs.is_empty() && self.kept.is_empty();
             tokio::select! {
                 biased;
                 event = events.recv() => match event {
                     Some(event) => self.apply(event).await,
                     None => break,
                 },
-                () = self.env.clock.sleep(self.until_next_look(wait)), if !self.jobs.is_empty() || !self.kept.is_empty() => {}
+                () = self.env.clock.sleep(self.until_next_look(wait)), if !idle => {}
             }
             let now_ms = self.env.clock.mono_ms();
+            let late_ms = now_ms.saturating_sub(looked_ms + wait.as_millis() as u64);
+            if late_ms >= LATE_MS && !idle {
+                self.forgive(late_ms, now_ms);
+            }
+            looked_ms = now_ms;
             if now_ms.saturating_sub(sampled_ms) >= interval.as_millis() as u64 {
                 sampled_ms = now_ms;
                 self.sample();
@@ -217,6 +225,16 @@ impl Owner {
         if let Some(reply) = self.stopping.take() {
             let _ = reply.send(());
         }
+    }
+
+    /// Who could not be heard was not silent.
+    pub(super) fn forgive(&mut self, late_ms: u64, now_ms: u64) {
+        let later = |at: &mut u64| *at = (*at + late_ms).min(now_ms);
+        self.jobs.values_mut().for_each(|job| later(&mut job.heard_ms));
+        self.workers
+            .values_mut()
+            .filter_map(|worker| worker.running.as_mut())
+            .for_each(|running| later(&mut running.progress_ms));
     }
 
     async fn apply(&mut self, event: Event) {
@@ -302,8 +320,13 @@ impl Owner {
                 let text = format!("job {job_id} belongs to {}, not to {user}", job.user);
                 return Err(Error::new(ErrorCode::PermissionDenied, text).with_subject(job_id));
             }
-            if request.epoch < job.epoch || job.ending.is_some() {
+            let ended = job.ending.is_some();
+            if request.epoch < job.epoch || ended && !job.unheard && request.epoch == job.epoch {
                 return Err(stale(&job_id, request.epoch, job.epoch));
+            }
+            if ended {
+                let text = format!("what ran of job {job_id} here is still being ended");
+                return Err(Error::new(ErrorCode::Busy, text).with_subject(job_id));
             }
             job.epoch = request.epoch;
             job.heard_ms = now_ms;
@@ -445,15 +468,16 @@ impl Owner {
                 self.end_job(&request.job_id).await;
             }
             // A repetition: the job ends or has ended. Or it was never here: then it shall not come.
-            Err(error) if error.code() == ErrorCode::FileNotFound => {
-                match self.jobs.get_mut(&request.job_id).and_then(|job| job.ending.as_mut()) {
-                    Some(waiting) => waiting.push(reply),
-                    None => {
-                        self.remember(&request.job_id, request.epoch);
-                        let _ = reply.send(Ok(pb::EndJobResponse {}));
-                    }
+            Err(error) if error.code() == ErrorCode::FileNotFound => match self.jobs.get_mut(&request.job_id) {
+                Some(job) => {
+                    job.unheard = false;
+                    job.ending.get_or_insert_default().push(reply);
                 }
-            }
+                None => {
+                    self.remember(&request.job_id, request.epoch);
+                    let _ = reply.send(Ok(pb::EndJobResponse {}));
+                }
+            },
             Err(error) => {
                 let _ = reply.send(Err(error));
             }
@@ -492,7 +516,8 @@ impl Owner {
         let Some(mut job) = self.jobs.remove(job_id) else { return };
         self.outputs.remove_job(job_id);
         self.share.remove(job_id, self.env.clock.mono_ms());
-        self.remember(job_id, job.epoch);
+        // A driver that was away only may begin here anew.
+        self.remember(job_id, if job.unheard { job.epoch.saturating_sub(1) } else { job.epoch });
         let (fs, dir) = (Arc::clone(&self.env.fs), job.dir.clone());
         if let Err(error) = self.env.work.io(move || logs::remove_all_but_logs(&*fs, &dir)).await {
             tracing::warn!(job = job_id, dir = %job.dir.display(), %error, "cannot remove the folders of a job");

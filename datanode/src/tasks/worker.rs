@@ -1,17 +1,19 @@
 //! One worker process: how it is started, spoken to, and buried.
 
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use cairn_common::net::{read_message, write_message};
 use cairn_common::{Env, process};
 use cairn_proto::pb::worker_order::Order;
 use cairn_proto::{Error, ErrorCode, Result, pb};
-use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::account::Account;
 use super::cgroup::Group;
@@ -20,6 +22,10 @@ use super::owner::Event;
 
 /// Orders that a worker has not read yet: one task, and what a reduce is told while it runs.
 const ORDERS: usize = 32;
+/// Bytes of its standard error that are read at once.
+const READ_BYTES: usize = 8 << 10;
+/// Bytes that a pipe holds, as Linux makes them.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// What a worker's owner keeps of it.
 pub struct WorkerHandle {
@@ -64,7 +70,7 @@ pub fn start(
     Ok(WorkerHandle { pid, orders, log })
 }
 
-fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
+fn spawn(start: &Start<'_>) -> io::Result<Child> {
     let mut command = child(start.command, &["task-worker"], start.dir, start.account)?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(group) = start.group {
@@ -73,7 +79,7 @@ fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
         unsafe {
             command.pre_exec(move || match libc::write(entrance.as_raw_fd(), b"0".as_ptr().cast(), 1) {
                 1 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
+                _ => Err(io::Error::last_os_error()),
             });
         }
     }
@@ -82,7 +88,7 @@ fn spawn(start: &Start<'_>) -> std::io::Result<Child> {
 
 /// What starts a child of the executor in `dir`: the command that was set, or this program with the arguments `own`. It leads a process group of
 /// its own, dies with the daemon, and runs under the account that is given.
-pub fn child(set: &[String], own: &[&str], dir: &Path, account: Option<Account>) -> std::io::Result<Command> {
+pub fn child(set: &[String], own: &[&str], dir: &Path, account: Option<Account>) -> io::Result<Command> {
     let mut command = match set.split_first() {
         Some((program, arguments)) => {
             let mut command = Command::new(program);
@@ -126,10 +132,10 @@ fn die_with_parent(command: &mut Command) {
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
-                return Err(std::io::Error::last_os_error());
+                return Err(io::Error::last_os_error());
             }
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(std::io::Error::last_os_error());
+                return Err(io::Error::last_os_error());
             }
             // The parent may have died before the line above.
             if libc::getppid() as u32 != parent {
@@ -152,13 +158,22 @@ async fn send_orders(mut stdin: ChildStdin, first: pb::WorkerOrder, mut orders: 
     // Dropping its standard input tells the worker to end.
 }
 
+/// A worker that has ended may have left processes that hold its pipes open: it is read for no longer than this.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64, events: mpsc::Sender<Event>) {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take().and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into_owned_fd().ok()?).ok());
+    let stderr = stderr.map(|pipe| LoggedPipe { pipe, taking: Mutex::new(()) });
     let reports = async {
         let Some(mut stdout) = stdout else { return };
         loop {
             match read_message::<pb::WorkerReport>(&mut stdout, "a task worker").await {
                 Ok(report) => {
+                    // What it wrote before it said this belongs to the same attempt.
+                    if let Some(stderr) = &stderr {
+                        stderr.log_what_is_there(&env, &log).await;
+                    }
                     if events.send(Event::Report { worker: number, report }).await.is_err() {
                         return;
                     }
@@ -174,19 +189,22 @@ async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64
         }
     };
     let errors = async {
-        let Some(mut stderr) = stderr else { return };
-        let mut bytes = vec![0; 8 << 10];
-        while let Ok(n @ 1..) = stderr.read(&mut bytes).await {
-            log.write(&env, &bytes[..n]).await;
+        if let Some(stderr) = &stderr {
+            stderr.log_all(&env, &log).await;
         }
     };
-    // The pipes may be held open by a process that the worker left behind: its own end counts.
-    let both = async { tokio::join!(reports, errors) };
+    let both = async { tokio::join!(errors, reports) };
     tokio::pin!(both);
     let status = tokio::select! {
         status = child.wait() => {
-            // What it had written before it ended is still in the pipes.
-            let _ = env.clock.timeout(std::time::Duration::from_millis(500), &mut both).await;
+            // Only what has left its group holds the pipes then, in which its last words are.
+            process::kill_group(pid);
+            if env.clock.timeout(LAST_WORDS, &mut both).await.is_err() && let Some(stderr) = &stderr {
+                tokio::select! {
+                    () = stderr.log_what_is_there(&env, &log) => {}
+                    _ = &mut both => {}
+                }
+            }
             status
         }
         _ = &mut both => child.wait().await,
@@ -194,6 +212,42 @@ async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64
     let how = status.map_or_else(|error| error.to_string(), describe);
     // Nobody listens only when the executor has ended.
     let _ = events.send(Event::Exited { worker: number, how }).await;
+}
+
+/// The standard error of a worker, on its way into a log.
+struct LoggedPipe {
+    pipe: pipe::Receiver,
+    /// Held while bytes are taken from the pipe and brought into the log.
+    taking: Mutex<()>,
+}
+
+impl LoggedPipe {
+    /// Until nobody can write there any more.
+    async fn log_all(&self, env: &Env, log: &AttemptLog) {
+        let mut bytes = vec![0; READ_BYTES];
+        while self.pipe.readable().await.is_ok() {
+            let _taking = self.taking.lock().await;
+            match self.pipe.try_read(&mut bytes) {
+                Ok(0) => return,
+                Ok(n) => log.write(env, &bytes[..n]).await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What was written there until now. Asked past the runtime, which may not have heard of it yet.
+    async fn log_what_is_there(&self, env: &Env, log: &AttemptLog) {
+        let _taking = self.taking.lock().await;
+        let mut bytes = vec![0; READ_BYTES];
+        // Not for ever, if somebody writes as fast as this reads.
+        for _ in 0..PIPE_BYTES / READ_BYTES {
+            match rustix::io::read(&self.pipe, &mut bytes) {
+                Ok(n @ 1..) => log.write(env, &bytes[..n]).await,
+                _ => return,
+            }
+        }
+    }
 }
 
 fn describe(status: ExitStatus) -> String {

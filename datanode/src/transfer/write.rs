@@ -318,7 +318,9 @@ impl<'a> Write<'a> {
             events: events.clone(),
         };
         let stopped = stopped(transfer, plan.block, open);
-        let all = async { tokio::try_join!(feed.run(), acks.run(), watch_below(below_reader, events)).map(|_| ()) };
+        // What the next node says itself is heard before it is found to be silent.
+        let all =
+            async { tokio::try_join!(biased; watch_below(below_reader, events), acks.run(), feed.run()).map(|_| ()) };
         let outcome = tokio::select! {
             biased;
             broken = stopped => Err(broken),

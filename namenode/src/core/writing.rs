@@ -284,8 +284,20 @@ impl Core {
             fresh_since_ms: self.now_ms.saturating_sub(self.settings.stale_interval_ms),
             repair_cap: None,
         };
+        let least = self.settings.min_replication as usize;
         let mut storages = placement::choose(&self.nodes, &wanted, &mut turn.random);
-        if storages.len() < self.settings.min_replication as usize {
+        if storages.len() < least && wanted.fresh_since_ms > 0 {
+            // Nodes that were silent for a moment are better than a write that fails.
+            let fresh: Vec<NodeIndex> = storages.iter().map(|storage| self.nodes.storage(*storage).node).collect();
+            let others = placement::Request {
+                count: count.saturating_sub(fresh.len()),
+                present: &fresh,
+                fresh_since_ms: 0,
+                ..wanted
+            };
+            storages.extend(placement::choose(&self.nodes, &others, &mut turn.random));
+        }
+        if storages.len() < least {
             let running = self.nodes.nodes.iter().filter(|node| node.alive).count();
             let message = format!(
                 "File {path} could only be replicated to {} nodes instead of minReplication (={}). There are {running} \

@@ -122,8 +122,8 @@ async fn a_disk_that_stands_still_stops_no_heartbeat_and_no_read() {
         ..NamenodeSettings::default()
     };
     settings.core.heartbeat_interval_ms = 50;
-    settings.core.stale_interval_ms = 1_000;
-    settings.core.dead_interval_ms = 2_000;
+    settings.core.stale_interval_ms = 3_000;
+    settings.core.dead_interval_ms = 6_000;
     let namenode = Namenode::start(env.clone(), settings).await.unwrap();
     let hello = pb::Hello { user: cairn_common::process::user_name(), role: "client".into(), ..Default::default() };
     let address = namenode.rpc_addr.to_string();
@@ -148,8 +148,8 @@ async fn a_disk_that_stands_still_stops_no_heartbeat_and_no_read() {
         let mut client = client.clone();
         calls.spawn(async move { client.mkdirs(mkdirs(format!("/x/d{number}"), 10 + number)).await });
     }
-    // Much longer than the dead interval: heartbeats are answered, reads too, and nobody is called dead.
-    for _ in 0..100 {
+    // Longer than the dead interval: heartbeats are answered, reads too, and nobody is called dead.
+    for _ in 0..180 {
         let beat = pb::HeartbeatRequest {
             node_id: "n".into(),
             registration,

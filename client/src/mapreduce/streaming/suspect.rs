@@ -12,7 +12,7 @@ use crate::mapreduce::{Batch, Error, ErrorCode, Record, Result, TaskContext};
 /// Input that is looked through: more than the command, its pipe and we ourselves hold of it.
 pub(super) const RECENT_BYTES: usize = 1 << 20;
 /// For all runs together.
-const LIMIT_MS: u64 = 5_000;
+const LIMIT_MS: u64 = 20_000;
 /// Bytes of the line that are shown.
 const SHOWN_BYTES: usize = 80;
 

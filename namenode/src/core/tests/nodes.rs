@@ -208,6 +208,21 @@ fn only_ids_inside_a_range_are_forgotten() {
 }
 
 #[test]
+fn a_write_goes_to_stale_nodes_rather_than_nowhere() {
+    let mut world = cluster();
+    (0..12).for_each(|_| world.step(500));
+    let inode = world.create("/f", 3).unwrap().inode;
+    let block = world.add_block(inode, 0, &[]).unwrap();
+    assert_eq!(block.replicas.len(), 3);
+    // One that is heard is enough: the others may hang, and repair sees to the rest.
+    world.heartbeat(2).unwrap();
+    let inode = world.create("/g", 3).unwrap().inode;
+    let block = world.add_block(inode, 0, &[]).unwrap();
+    let nodes: Vec<_> = block.replicas.iter().map(|replica| &replica.node_id).collect();
+    assert_eq!(nodes, [&world.nodes[2].id]);
+}
+
+#[test]
 fn a_lost_volume_and_stale_nodes() {
     let mut world = cluster();
     let id = world.write("/f", 3, 1)[0];

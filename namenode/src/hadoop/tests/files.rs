@@ -24,8 +24,19 @@ impl World {
         self.ask::<wire::CreateResponse>("create", create(path)).await.unwrap().fs.unwrap().file_id()
     }
 
+    /// Asks again until earlier blocks are reported, as clients do.
     async fn add(&self, path: &str, file: u64, previous: Option<wire::ExtendedBlock>) -> wire::LocatedBlock {
-        self.ask::<wire::AddBlockResponse>("addBlock", add(path, file, previous)).await.unwrap().block
+        loop {
+            match self.ask::<wire::AddBlockResponse>("addBlock", add(path, file, previous.clone())).await {
+                Err(error) if error.class.ends_with(".NotReplicatedYetException") => {}
+                answer => return answer.unwrap().block,
+            }
+        }
+    }
+
+    /// Asks again until the last block is reported, as clients do.
+    async fn close(&self, path: &str, file: u64, last: Option<wire::ExtendedBlock>) {
+        while !self.yes("complete", complete(path, file, last.clone())).await {}
     }
 
     /// The nodes of a pipeline finish a block.
@@ -50,7 +61,7 @@ impl World {
             blocks.push(self.finish(&block, *length).await);
             previous = blocks.last().cloned();
         }
-        assert!(self.yes("complete", complete(path, file, previous)).await);
+        self.close(path, file, previous).await;
         blocks
     }
 }
@@ -81,7 +92,7 @@ async fn a_file_is_written_block_by_block() {
     let done = world.yes("complete", complete("/f", file, Some(unfinished.clone()))).await;
     assert!(!done, "nobody has reported it");
     world.finish(&second, 100).await;
-    assert!(world.yes("complete", complete("/f", file, Some(unfinished))).await);
+    world.close("/f", file, Some(unfinished)).await;
     let all = world.locations("/f", 0, u64::MAX >> 1).await;
     assert_eq!((all.file_length, all.blocks.len(), all.is_last_block_complete), (BLOCK + 100, 2, true));
     assert_eq!(all.last_block.unwrap().b.num_bytes(), 100);
@@ -106,7 +117,7 @@ async fn appends_begin_a_block_behind_those_that_are_there() {
     assert_eq!(third.offset, BLOCK + 10);
     assert!(blocks.iter().all(|block| block.block_id != third.b.block_id));
     let last = world.finish(&third, 5).await;
-    assert!(world.yes("complete", complete("/f", stat.file_id(), Some(last))).await);
+    world.close("/f", stat.file_id(), Some(last)).await;
     assert_eq!(world.info("/f").await.unwrap().length, BLOCK + 15);
     world.ask::<wire::AppendResponse>("append", append.clone()).await.unwrap();
     let other = wire::AppendRequest { client_name: "other".into(), ..append };
@@ -164,7 +175,7 @@ async fn a_broken_pipeline_goes_on_under_a_new_generation() {
     for node in &more.locs {
         world.node(&node.id.datanode_uuid).holds(&new, 50).await;
     }
-    assert!(world.yes("complete", complete("/f", file, Some(written(&new, 50)))).await);
+    world.close("/f", file, Some(written(&new, 50))).await;
     let found = world.locations("/f", 0, 1).await;
     assert_eq!(found.blocks[0].b, written(&new, 50));
     world.end().await;
@@ -217,7 +228,7 @@ async fn a_file_that_was_replaced_or_deleted_is_not_written_on() {
     let block = world.add("/m", moved, None).await;
     assert!(world.yes("rename", wire::RenameRequest { src: "/m".into(), dst: "/moved".into() }).await);
     let last = world.finish(&block, 7).await;
-    assert!(world.yes("complete", complete("/m", moved, Some(last))).await);
+    world.close("/m", moved, Some(last)).await;
     assert_eq!(world.info("/moved").await.unwrap().length, 7);
     world.end().await;
 }
@@ -262,7 +273,7 @@ async fn who_syncs_must_hold_the_file_and_what_it_says_is_shown() {
     assert_eq!(world.refused("fsync", sync("other", 700)).await.0, expired);
     assert_eq!(world.refused("fsync", sync("writer", 1 << 40)).await.0, "java.io.IOException");
     let last = world.finish(&second, 900).await;
-    assert!(world.yes("complete", complete("/f", file, Some(last))).await);
+    world.close("/f", file, Some(last)).await;
     assert_eq!(world.info("/f").await.unwrap().length, BLOCK + 900);
     assert_eq!(world.refused("fsync", sync("writer", 900)).await.0, expired);
     world.end().await;

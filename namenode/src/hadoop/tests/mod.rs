@@ -73,7 +73,13 @@ impl World {
             listen: "127.0.0.1:0".into(),
             http: Some("127.0.0.1:0".into()),
             segment_step_bytes: 64 << 10,
-            core: CoreSettings { default_block_size: BLOCK, ..CoreSettings::default() },
+            // The datanodes beat once.
+            core: CoreSettings {
+                default_block_size: BLOCK,
+                stale_interval_ms: 3_600_000,
+                dead_interval_ms: 3_600_000,
+                ..CoreSettings::default()
+            },
             ..NamenodeSettings::default()
         };
         let namenode = Namenode::start(env.clone(), settings).await.unwrap();
