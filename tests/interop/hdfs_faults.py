@@ -113,6 +113,11 @@ def readers(node):
         return sum(1 for row in table if row.split()[1] == there and row.split()[3] == "01")
 
 
+def nobody_reads():
+    """Spark keeps connections for a while after it has read."""
+    return wait_for("nobody reads", lambda: not any(readers(name) for name in names))
+
+
 def all_back():
     return wait_for("all replicas are back", lambda: health()["status"] == "healthy" and not health()["under_replicated"], 120)
 
@@ -131,6 +136,7 @@ def a_datanode_dies_while_spark_writes():
 
 
 def a_datanode_dies_while_spark_reads():
+    nobody_reads()
     with slowly() as slowed:
         job = Job(lambda: read("/fault/write", slowed))
         # Each of three nodes has everything; one that is read from right now is killed.
@@ -159,6 +165,7 @@ def the_namenode_is_started_again_while_spark_writes():
 
 
 def the_namenode_is_started_again_while_spark_reads():
+    nobody_reads()
     with slowly() as slowed:
         job = Job(lambda: read("/fault/namenode", slowed))
         wait_for("the job reads", lambda: any(readers(name) for name in names))
