@@ -90,12 +90,22 @@ impl SledKv {
     pub fn open(fs: &dyn Fs, clock: &Clock, path: &Path) -> io::Result<(Self, Option<PathBuf>)> {
         let log = path.join("db");
         let existed = fs.metadata(&log)?.is_some();
-        match Self::try_open(path, existed) {
+        let opened = match Self::try_open(path, existed) {
+            // sled's error for one that is in use is like the one for damage, its lock is of the same kind, and whoever had it may have let go
+            // meanwhile.
+            Err(_) if existed => match fs.lock(&log) {
+                Ok(None) => {
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is in use", path.display())));
+                }
+                free => {
+                    drop(free);
+                    Self::try_open(path, existed)
+                }
+            },
+            opened => opened,
+        };
+        match opened {
             Ok(store) => Ok((store, None)),
-            // sled's error for this is like the one for damage; its lock is of the same kind.
-            Err(_) if existed && matches!(fs.lock(&log), Ok(None)) => {
-                Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is in use", path.display())))
-            }
             Err(error) => {
                 let mut aside = path.as_os_str().to_owned();
                 aside.push(format!(".damaged-{}", clock.wall_ms()));

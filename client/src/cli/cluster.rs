@@ -44,7 +44,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Processes of a cluster that was killed a moment ago still end: for so long a taken port or folder may be theirs.
 const PREDECESSOR_LIMIT_MS: u64 = 2_000;
 /// And for so long a killed member may look as if it ran.
-const RESTART_PATIENCE_MS: u64 = 2_000;
+const RESTART_PATIENCE_MS: u64 = 10_000;
 const PREDECESSOR_LOOK: Duration = Duration::from_millis(50);
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -149,7 +149,9 @@ impl Cluster {
     pub fn serve_requests(&mut self) -> Outcome<Vec<String>> {
         let mut started = Vec::new();
         let now_ms = self.env.clock.mono_ms();
-        for name in state::requested_restarts(&self.env, &self.dir) {
+        let requested = state::requested_restarts(&self.env, &self.dir);
+        self.asked_ms.retain(|name, _| requested.contains(name));
+        for name in requested {
             let Some(at) = self.members.iter().position(|member| member.name == name) else {
                 state::settle_restart(&self.env, &self.dir, &name);
                 continue;

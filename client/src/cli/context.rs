@@ -113,7 +113,7 @@ impl Leftovers {
             match (next, &fs) {
                 (None, _) => return,
                 (Some((_, Leftover::Local(path))), _) => {
-                    remove_local(env, path).await;
+                    let _ = env.clock.timeout(LOCAL_LIMIT, remove_local(env, path)).await;
                     continue;
                 }
                 (Some((_, Leftover::Remote(path))), Some(fs)) => {
@@ -133,6 +133,8 @@ impl Leftovers {
 
 /// A process that was killed a moment ago may still write in a folder that is removed: then it is removed again.
 const LOCAL_ATTEMPTS: u32 = 10;
+/// A large folder on a slow disk takes its time, but a disk that hangs keeps nobody.
+const LOCAL_LIMIT: Duration = Duration::from_secs(60);
 const LOCAL_PAUSE: Duration = Duration::from_millis(100);
 
 async fn remove_local(env: &Env, path: PathBuf) {

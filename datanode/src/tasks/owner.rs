@@ -470,7 +470,8 @@ impl Owner {
             // A repetition: the job ends or has ended. Or it was never here: then it shall not come.
             Err(error) if error.code() == ErrorCode::FileNotFound => match self.jobs.get_mut(&request.job_id) {
                 Some(job) => {
-                    job.unheard = false;
+                    // Only who has the job says that it is over for good.
+                    job.unheard &= job.user != user || request.epoch < job.epoch;
                     job.ending.get_or_insert_default().push(reply);
                 }
                 None => {

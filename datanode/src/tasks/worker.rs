@@ -200,9 +200,11 @@ async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64
             // Only what has left its group holds the pipes then, in which its last words are.
             process::kill_group(pid);
             if env.clock.timeout(LAST_WORDS, &mut both).await.is_err() && let Some(stderr) = &stderr {
+                // Both go on meanwhile: one of them may be about to log, or to tell what it has read.
                 tokio::select! {
-                    () = stderr.log_what_is_there(&env, &log) => {}
+                    biased;
                     _ = &mut both => {}
+                    () = stderr.log_what_is_there(&env, &log) => {}
                 }
             }
             status

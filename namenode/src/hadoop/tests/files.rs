@@ -11,6 +11,9 @@ fn written(block: &wire::ExtendedBlock, length: u64) -> wire::ExtendedBlock {
     wire::ExtendedBlock { num_bytes: Some(length), ..block.clone() }
 }
 
+/// Calls, each of which the namenode holds back for a second before it says "not yet".
+const PATIENCE: u32 = 60;
+
 impl World {
     pub async fn cluster() -> Self {
         let mut world = Self::start().await;
@@ -26,17 +29,23 @@ impl World {
 
     /// Asks again until earlier blocks are reported, as clients do.
     async fn add(&self, path: &str, file: u64, previous: Option<wire::ExtendedBlock>) -> wire::LocatedBlock {
-        loop {
+        for _ in 0..PATIENCE {
             match self.ask::<wire::AddBlockResponse>("addBlock", add(path, file, previous.clone())).await {
                 Err(error) if error.class.ends_with(".NotReplicatedYetException") => {}
                 answer => return answer.unwrap().block,
             }
         }
+        panic!("the last block of {path} is never reported");
     }
 
     /// Asks again until the last block is reported, as clients do.
     async fn close(&self, path: &str, file: u64, last: Option<wire::ExtendedBlock>) {
-        while !self.yes("complete", complete(path, file, last.clone())).await {}
+        for _ in 0..PATIENCE {
+            if self.yes("complete", complete(path, file, last.clone())).await {
+                return;
+            }
+        }
+        panic!("{path} is never complete");
     }
 
     /// The nodes of a pipeline finish a block.
