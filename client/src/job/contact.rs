@@ -34,7 +34,7 @@ pub async fn client(fs: &FileSystem, node: &NodeInfo) -> Result<Client> {
 }
 
 /// Asks every live node; those that do not answer have an error.
-pub async fn ask_all<T, F, Fut>(fs: &FileSystem, ask: F) -> Result<Vec<(NodeInfo, Result<T>)>>
+async fn ask_all<T, F, Fut>(fs: &FileSystem, ask: F) -> Result<Vec<(NodeInfo, Result<T>)>>
 where
     F: Fn(Client) -> Fut,
     Fut: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
@@ -77,6 +77,20 @@ pub async fn jobs(fs: &FileSystem, job_id: &str) -> Result<Vec<(NodeInfo, pb::Jo
         }
     }
     Ok(found)
+}
+
+/// Nodes forget what the stages of a graph have kept there. Where they cannot be told, it is forgotten when it has not been used for a while.
+pub async fn release_kept(fs: &FileSystem, graph: &str) {
+    let released = ask_all(fs, |mut client| {
+        let request = pb::ReleaseKeptRequest { keep: graph.to_owned() };
+        async move { client.release_kept(request).await }
+    });
+    match released.await {
+        Ok(answers) => answers.into_iter().filter_map(|(node, answer)| Some((node, answer.err()?))).for_each(
+            |(node, error)| tracing::debug!(node = node.host, %error, "what is kept there could not be released"),
+        ),
+        Err(error) => tracing::debug!(%error, "what is kept on nodes could not be released"),
+    }
 }
 
 /// Has one of the nodes run a driver for a job that is written down; returns its name.

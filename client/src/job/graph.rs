@@ -24,7 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::path::normalize;
-use cairn_proto::{Error, ErrorCode, Result, pb};
+use cairn_proto::{Error, ErrorCode, Result};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
@@ -200,7 +200,7 @@ impl JobGraph {
         }
         drop(running);
         if (0..self.stages.len()).any(|at| self.keep_of(id, at, &standing.order).is_some()) {
-            release(fs, id).await;
+            contact::release_kept(fs, id).await;
         }
         let skipped = |stage: &GraphStage| StageReport {
             name: stage.name.clone(),
@@ -352,21 +352,6 @@ impl Turn<'_> {
             spec.keep = Some(keep);
         }
         spec
-    }
-}
-
-/// Nodes forget what the stages have kept there.
-async fn release(fs: &FileSystem, id: &str) {
-    let released = contact::ask_all(fs, |mut client| {
-        let request = pb::ReleaseKeptRequest { keep: id.to_owned() };
-        async move { client.release_kept(request).await }
-    });
-    // Else it is forgotten when it has not been used for a while.
-    match released.await {
-        Ok(answers) => answers.into_iter().filter_map(|(node, answer)| Some((node, answer.err()?))).for_each(
-            |(node, error)| tracing::debug!(node = node.host, %error, "what is kept there could not be released"),
-        ),
-        Err(error) => tracing::debug!(%error, "what is kept on nodes could not be released"),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! /.cairn/jobs/<job>/about            JSON for people: name, user, kind, output, when it was submitted
 //!                    journal.<epoch>  one per driver: what it decided; readable by the job's user
-//!                    *.<epoch>.new    one of those for people, before it is put in place
+//!                    *.<epoch>.new    `about` or `report` of that driver, before it is put in place
 //!                    report           JSON, when the job is over; the folder then moves to
 //! /.cairn/history/<job>/
 //! ```

@@ -12,7 +12,7 @@ use cairn_common::{Env, process};
 use cairn_proto::pb::worker_order::Order;
 use cairn_proto::{Error, ErrorCode, Result, pb};
 use tokio::net::unix::pipe;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::{Mutex, mpsc};
 
 use super::account::Account;
@@ -58,7 +58,9 @@ pub fn start(
     number: u64,
     events: mpsc::Sender<Event>,
 ) -> Result<WorkerHandle> {
-    let mut child = spawn(start).map_err(|error| Error::io("cannot start a task worker", &error))?;
+    let failed = |error: io::Error| Error::io("cannot start a task worker", &error);
+    let mut child = spawn(start).map_err(failed)?;
+    let stderr = child.stderr.take().map(LoggedPipe::new).transpose().map_err(failed)?;
     let pid = child.id().unwrap_or_default();
     let (orders, receiver) = mpsc::channel(ORDERS);
     let log = AttemptLog::default();
@@ -66,7 +68,7 @@ pub fn start(
     if let Some(stdin) = child.stdin.take() {
         tokio::spawn(send_orders(stdin, first, receiver));
     }
-    tokio::spawn(live(env.clone(), child, pid, log.clone(), number, events));
+    tokio::spawn(live(env.clone(), child, stderr, log.clone(), number, events));
     Ok(WorkerHandle { pid, orders, log })
 }
 
@@ -161,10 +163,15 @@ async fn send_orders(mut stdin: ChildStdin, first: pb::WorkerOrder, mut orders: 
 /// A worker that has ended may have left processes that hold its pipes open: it is read for no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-async fn live(env: Env, mut child: Child, pid: u32, log: AttemptLog, number: u64, events: mpsc::Sender<Event>) {
-    let stdout = child.stdout.take();
-    let stderr = child.stderr.take().and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into_owned_fd().ok()?).ok());
-    let stderr = stderr.map(|pipe| LoggedPipe { pipe, taking: Mutex::new(()) });
+async fn live(
+    env: Env,
+    mut child: Child,
+    stderr: Option<LoggedPipe>,
+    log: AttemptLog,
+    number: u64,
+    events: mpsc::Sender<Event>,
+) {
+    let (pid, stdout) = (child.id().unwrap_or_default(), child.stdout.take());
     let reports = async {
         let Some(mut stdout) = stdout else { return };
         loop {
@@ -224,6 +231,11 @@ struct LoggedPipe {
 }
 
 impl LoggedPipe {
+    fn new(stderr: ChildStderr) -> io::Result<Self> {
+        let pipe = pipe::Receiver::from_owned_fd(stderr.into_owned_fd()?)?;
+        Ok(Self { pipe, taking: Mutex::new(()) })
+    }
+
     /// Until nobody can write there any more.
     async fn log_all(&self, env: &Env, log: &AttemptLog) {
         let mut bytes = vec![0; READ_BYTES];
